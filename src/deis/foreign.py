@@ -1,0 +1,81 @@
+"""Functions of the user's, and arrays, that belong to torch or JAX; neither is imported unless it is loaded already."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_torch(x: object) -> bool:
+    """Tell whether x is a torch.Tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def is_jax(x: object) -> bool:
+    """Tell whether x is a jax.Array or a tracer, without importing JAX."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(x, jax.Array)
+
+
+def array_namespace(x: object) -> Any:
+    """Return torch, jax.numpy or numpy: the module whose functions take x."""
+    if is_torch(x):
+        return sys.modules["torch"]
+    return sys.modules["jax.numpy"] if is_jax(x) else np
+
+
+def call_in_float64(fn: Callable[[Any], Any], x: NDArray[np.float64], argument: str) -> NDArray[np.float64]:
+    """Call a function written in NumPy, torch, jax.numpy or for Python floats on an array, in float64 throughout.
+
+    Raises
+    ------
+    TypeError
+        Where the function takes none of these, or returns float32 whatever it is given; it names `argument`.
+    """
+    errors = []
+    for call in (_call_numpy, _call_torch, _call_jax, _call_floats):
+        try:
+            y = call(fn, x)
+        except Exception as error:
+            errors.append(f"{call.__name__[6:]}: {type(error).__name__}: {error}")
+            continue
+        if y is not None and y.dtype == np.float64 and y.shape == x.shape:
+            return y
+        errors.append(f"{call.__name__[6:]}: " + ("not loaded" if y is None else f"returned {y.dtype} of shape {y.shape}"))
+    raise TypeError(
+        f"{argument} must map an array of shape {x.shape} to float64 of the same shape, and did so neither in NumPy, torch, "
+        "JAX nor on single floats. " + "; ".join(errors)
+    )
+
+
+def _call_numpy(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any]:
+    y = fn(x)
+    if is_jax(y):
+        raise TypeError("it returned a JAX array")
+    return np.asarray(y.detach().cpu() if is_torch(y) else y)
+
+
+def _call_torch(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any] | None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    with torch.no_grad():
+        return np.asarray(torch.as_tensor(fn(torch.from_numpy(np.array(x)))).detach().cpu())
+
+
+def _call_jax(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any] | None:
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return None
+    # A schedule may be built while a caller's function is being traced; its numbers are constants there.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        return np.asarray(fn(jax.numpy.asarray(x)))
+
+
+def _call_floats(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any]:
+    return np.array([float(fn(float(value))) for value in x.ravel()], dtype=np.float64).reshape(x.shape)

@@ -1,0 +1,115 @@
+"""Time grids: decreasing float64 arrays of num_step + 1 times, from a schedule's start to its end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .sde import Schedule
+
+Array = NDArray[np.float64]
+
+PHASES = ("t", "rho", "log")
+
+
+def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float = 2.0) -> Array:
+    """Return num_step + 1 decreasing times from `schedule.t_start` to `schedule.t_end`.
+
+    Parameters
+    ----------
+    num_step : int
+        The number of steps, at least 1.
+    ts_phase : {"t", "rho", "log"}
+        The quantity that is spaced evenly: t^(1/ts_order); rho^(1/ts_order), where ts_order=7 is the grid of Karras et al.
+        (arXiv 2206.00364, eq. 5); or log rho, where ts_order has no meaning.
+    ts_order : float
+        The power, greater than 0.
+
+    Returns
+    -------
+    ndarray of shape (num_step + 1,)
+        For a discrete schedule, distinct integers: the grid rounded, and moved apart where two times round to one.
+
+    Raises
+    ------
+    ValueError
+        For fewer than one step, an unknown ts_phase, a ts_order that is not positive, a quantity that is infinite at an end
+        of the schedule, or more steps than a discrete schedule has times.
+    """
+    ts = continuous_grid(schedule, num_step, ts_phase, ts_order)
+    return ts if schedule.num_times is None else _distinct_integers(ts, schedule.num_times)
+
+
+def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float = 2.0) -> Array:
+    """Return the grid of `make_grid` without its last step, the rounding to distinct integers for a discrete schedule."""
+    if isinstance(num_step, bool) or int(num_step) != num_step or num_step < 1:
+        raise ValueError(f"num_step={num_step!r} must be a whole number of at least 1")
+    if ts_phase not in PHASES:
+        raise ValueError(f"ts_phase={ts_phase!r} is unknown; the known ones are {', '.join(map(repr, PHASES))}")
+    if not 0 < ts_order < np.inf:
+        raise ValueError(f"ts_order={ts_order!r} must be a positive number")
+    start, end = schedule.t_start, schedule.t_end
+    if ts_phase == "t":
+        if end < 0:
+            raise ValueError(f"ts_phase='t' takes roots of t, and the end time is {end!r}; use ts_phase='log'")
+        ts = np.linspace(start ** (1 / ts_order), end ** (1 / ts_order), int(num_step) + 1) ** ts_order
+    else:
+        log_rho = schedule.log_rho(np.array([start, end]))
+        _refuse_infinite(log_rho, ts_phase, schedule)
+        if ts_phase == "log":
+            ts = schedule.t_of_log_rho(np.linspace(log_rho[0], log_rho[1], int(num_step) + 1))
+        else:
+            root = np.exp(log_rho / ts_order)
+            ts = schedule.t_of_rho(np.linspace(root[0], root[1], int(num_step) + 1) ** ts_order)
+    ts[0], ts[-1] = start, end  # the powers and inverses above may miss the ends by a rounding
+    return ts
+
+
+def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None) -> Array:
+    """Return the user's own times, or the times of the user's own noise levels sigma/alpha, checked.
+
+    Raises
+    ------
+    ValueError
+        Where both or neither are given, or they are not at least two strictly decreasing numbers at which the schedule is
+        defined.
+    """
+    if (ts is None) == (sigmas is None):
+        raise ValueError("give either ts (times) or sigmas (noise levels sigma/alpha), not both")
+    argument, given = ("ts", ts) if sigmas is None else ("sigmas", sigmas)
+    values = np.array(given, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"{argument} must have shape (num_step + 1,) with at least one step, and has shape {values.shape}")
+    if not np.isfinite(values).all() or not (np.diff(values) < 0).all():
+        raise ValueError(f"{argument} must be finite and decrease strictly, from noise to data, and is {values.tolist()}")
+    if sigmas is not None and values[-1] < 0:
+        raise ValueError(f"sigmas must be at least 0, and ends at {values[-1]!r}")
+    times = values if sigmas is None else schedule.t_of_rho(values)
+    last = None if schedule.num_times is None else schedule.num_times - 1
+    with np.errstate(all="ignore"):
+        rising = np.diff(schedule.log_rho(times))
+    if not (rising < 0).all() or (last is not None and not (times[0] <= last and times[-1] >= 0)):
+        domain = "" if last is None else f", which has the times 0 to {last}"
+        raise ValueError(f"{argument}={values.tolist()} leaves the schedule {schedule.name}{domain}")
+    return times
+
+
+def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
+    for value, argument, t in zip(log_rho, ("sampling_T", "sampling_eps"), (schedule.t_start, schedule.t_end), strict=True):
+        if np.isposinf(value) or (np.isneginf(value) and ts_phase == "log"):
+            raise ValueError(
+                f"ts_phase={ts_phase!r} has no grid where {'alpha' if value > 0 else 'sigma'} is 0, at {argument}={t!r}; "
+                f"use ts_phase='t', or a {argument} inside the schedule"
+            )
+
+
+def _distinct_integers(ts: Array, num_times: int) -> Array:
+    """Round decreasing times within 0..num_times-1 to distinct integers; the ends stay where they are."""
+    steps = len(ts) - 1
+    if steps + 1 > num_times:
+        raise ValueError(f"num_step={steps} asks for {steps + 1} distinct times, and the schedule has {num_times}; use fewer steps")
+    place = np.arange(steps + 1)
+    rising = np.rint(ts[::-1])
+    rising = np.maximum.accumulate(rising - place) + place  # each at least one more than the one before
+    rising = np.minimum(rising, num_times - 1 - place[::-1])  # and room left for those that follow
+    return rising[::-1].copy()

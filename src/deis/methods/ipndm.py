@@ -1,0 +1,47 @@
+"""iPNDM: the classical Adams-Bashforth weights of equal steps on the DDIM step, whatever the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import Plan
+from ..sde import Schedule
+from .adams import adams_weights, choose_form, clock_t, multistep_plan
+
+Array = NDArray[np.float64]
+
+ADAMS_BASHFORTH = (
+    np.array([1.0]),
+    np.array([3.0, -1.0]) / 2,
+    np.array([23.0, -16.0, 5.0]) / 12,
+    np.array([55.0, -59.0, 37.0, -9.0]) / 24,
+)
+
+
+def ipndm(order: int) -> Callable[[Schedule, Array, str], Plan]:
+    """Return iPNDM of `order` predictions, 1 to 4 (arXiv 2204.13902, appendix; the iPNDM of Liu et al., arXiv 2202.09778).
+
+    x_{i+1} = psi_i x_i + C_i0 sum_j b_j p_{i-j}, where psi and C_i0 are those of DDIM and b the Adams-Bashforth weights of the
+    predictions that there are. The DDIM step exists for every schedule, and so does this.
+
+    Raises
+    ------
+    ValueError
+        Where order is not 1, 2, 3 or 4.
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"method='ipndm{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
+
+    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+        form = choose_form(schedule, ts)
+        psi, ddim = adams_weights(schedule, ts, 0, clock_t, form)
+        c_p = np.zeros((len(psi), min(order, len(psi))))
+        for i in range(len(psi)):
+            weights = ADAMS_BASHFORTH[min(i, order - 1)]
+            c_p[i, : len(weights)] = ddim[i] * weights
+        return multistep_plan(schedule, ts, form, psi, c_p, f"ipndm{order}", grid)
+
+    return build

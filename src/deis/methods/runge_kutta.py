@@ -1,0 +1,152 @@
+"""rhoRK-DEIS: any explicit Runge-Kutta method on dv/d(rho) = eps-hat, v = x/alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import Plan
+from ..sde import Schedule
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ButcherTableau:
+    """An explicit Runge-Kutta method of s stages.
+
+    Attributes
+    ----------
+    a : arrays of shape (1,), (2,), ..., (s - 1,), or one array of shape (s, s) that is strictly lower triangular
+        The weights of earlier stages; kept as the square array.
+    b : array of shape (s,)
+        The weights of the step, of sum 1.
+    name : str
+        What a plan calls it.
+
+    The nodes c are the row sums of a, as consistency demands.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes disagree, a is not strictly lower triangular, b does not sum to 1, or a node lies outside [0, 1].
+    """
+
+    a: Array
+    b: Array
+    name: str = "tableau"
+
+    def __post_init__(self) -> None:
+        b = np.array(self.b, dtype=np.float64)
+        a = _square(self.a, b.size)
+        if b.ndim != 1 or a.shape != (b.size, b.size) or b.size < 1:
+            raise ValueError(f"b must have shape (s,) and a shape (s, s), and they have {b.shape} and {a.shape}")
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise ValueError(f"a and b must be finite, and are {a.tolist()} and {b.tolist()}")
+        if np.triu(a).any():
+            raise ValueError(f"a must be strictly lower triangular (the method explicit), and is {a.tolist()}")
+        if abs(b.sum() - 1) > 1e-12:
+            raise ValueError(f"b={b.tolist()} must sum to 1, and sums to {b.sum()!r}")
+        c = a.sum(axis=1)
+        if not ((c >= 0) & (c <= 1)).all():
+            raise ValueError(f"the nodes, the row sums of a, must lie in [0, 1] and are {c.tolist()}")
+        for field, array in (("a", a), ("b", b)):
+            array.setflags(write=False)
+            object.__setattr__(self, field, array)
+
+    @property
+    def c(self) -> Array:
+        """The nodes, shape (s,)."""
+        return np.minimum(self.a.sum(axis=1), 1.0)
+
+
+def _square(a: Sequence[Sequence[float]] | Array, stages: int) -> Array:
+    """Return a as a square array, from rows of growing length or from a square."""
+    if isinstance(a, np.ndarray) and a.ndim == 2:
+        return a.astype(np.float64)
+    rows = [np.asarray(row, dtype=np.float64).ravel() for row in a]
+    if len(rows) == stages - 1:
+        rows = [np.empty(0), *rows]
+    if len(rows) != stages or any(len(row) > stages for row in rows):
+        raise ValueError(
+            f"a must have {stages - 1} or {stages} rows beside b of {stages}, and has rows of {[len(row) for row in rows]}"
+        )
+    return np.array([np.pad(row, (0, stages - len(row))) for row in rows])
+
+
+TABLEAUX: dict[str, ButcherTableau] = {
+    name: ButcherTableau(a, b, name)  # type: ignore[arg-type]
+    for name, a, b in (
+        ("1euler", [], [1]),
+        ("2heun", [[1]], [1 / 2, 1 / 2]),
+        ("2midpoint", [[1 / 2]], [0, 1]),
+        ("3kutta", [[1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6]),
+        ("3ral", [[1 / 2], [0, 3 / 4]], [2 / 9, 1 / 3, 4 / 9]),  # Ralston
+        ("3heun", [[1 / 3], [0, 2 / 3]], [1 / 4, 0, 3 / 4]),
+        ("3vdh", [[8 / 15], [1 / 4, 5 / 12]], [1 / 4, 0, 3 / 4]),  # van der Houwen
+        ("3ssprk", [[1], [1 / 4, 1 / 4]], [1 / 6, 1 / 6, 2 / 3]),  # Shu & Osher
+        ("4rk", [[1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+    )
+}
+
+
+def rho_rk(tableau: str | ButcherTableau) -> Callable[[Schedule, Array, str], Plan]:
+    """Return rhoRK-DEIS (arXiv 2204.13902, section 4) of a tableau, given by name or as a `ButcherTableau`.
+
+    With h = rho_{i+1} - rho_i, stage k is evaluated at x = alpha (v_i + h sum_j a_kj eps_j) where rho = rho_i + c_k h, and
+    v_{i+1} = v_i + h sum_k b_k eps_k.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; it lists the known ones.
+    """
+    if isinstance(tableau, str):
+        if tableau not in TABLEAUX:
+            raise ValueError(f"rk_method={tableau!r} is unknown; the known ones are {', '.join(map(repr, TABLEAUX))}")
+        tableau = TABLEAUX[tableau]
+    chosen = tableau
+
+    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+        return _runge_kutta_plan(schedule, ts, chosen, grid)
+
+    return build
+
+
+def _runge_kutta_plan(schedule: Schedule, ts: Array, tableau: ButcherTableau, grid: str) -> Plan:
+    n, s = len(ts) - 1, len(tableau.b)
+    rho = schedule.rho(ts)
+    if not np.isfinite(rho).all():
+        raise ValueError(
+            f"rhoRK integrates in rho = sigma/alpha, infinite at t={ts[0]!r} where alpha is 0; start later, or use 'tab3'"
+        )
+    h = np.diff(rho)[:, None]
+    with np.errstate(divide="ignore"):
+        t = schedule.t_of_rho(rho[:-1, None] + h * tableau.c)
+    # The ends of a step are the grid's own times, to the bit.
+    t = np.where(tableau.c == 0, ts[:-1, None], np.where(tableau.c == 1, ts[1:, None], t))
+    t_all = np.append(t.ravel(), ts[-1])
+    alpha = schedule.alpha(t_all)
+    stage_alpha = np.append(alpha[:-1].reshape(n, s)[:, 1:], schedule.alpha(ts[1:])[:, None], axis=1)  # of what each row makes
+    weights = np.vstack([tableau.a[1:], tableau.b])
+    c_x = stage_alpha / schedule.alpha(ts[:-1])[:, None]
+    c_p = np.zeros((n, s, s))
+    for k in range(s):
+        c_p[:, k, : k + 1] = stage_alpha[:, k : k + 1] * h * weights[k, k::-1]  # newest first
+    last = np.arange(s) == s - 1
+    return Plan(
+        t=t_all,
+        alpha=alpha,
+        sigma=schedule.sigma(t_all),
+        keep_x=np.where(last, c_x, 1.0).ravel(),
+        keep_p=np.where(last[:, None], c_p, 0.0).reshape(n * s, s),
+        next_x=np.where(last, 1.0, c_x).ravel(),
+        next_p=np.where(last[:, None], 0.0, c_p).reshape(n * s, s),
+        discrete=schedule.num_times is not None and bool((t_all == np.rint(t_all)).all()),
+        method=f"rhork_{tableau.name}",
+        grid=grid,
+        schedule=schedule.name,
+    )

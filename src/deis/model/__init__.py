@@ -1,0 +1,1 @@
+"""Models: what a network predicts, and the networks that `deis.load_model` finds."""

@@ -1,0 +1,333 @@
+"""The plan: a sampler as one small, frozen, validated table of float64 numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .machine import run_rows
+
+Array = NDArray[np.float64]
+
+FORMAT = "deis.plan"
+VERSION = 1
+_TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "next_x": 1, "next_p": 2}
+_TEXTS = ("form", "method", "grid", "schedule")
+
+
+class Row(NamedTuple):
+    """One evaluation, as plain Python numbers; see `Plan`."""
+
+    t: float
+    keep_x: float
+    keep_p: tuple[float, ...]
+    next_x: float
+    next_p: tuple[float, ...]
+    accepts: bool
+    """False for a stage: the row leaves the accepted state as it was."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    r"""A sampler as a table; `deis.make_plan` builds one, `deis.sample` runs it.
+
+    With `x` the state that the network sees, `base` the last accepted state and `history` the last W predictions, newest
+    first, row i of n evaluates the network once and does::
+
+        p       = prediction at (x, t[i])
+        history = [p, *history][:W]
+        base    = keep_x[i] * base + sum_j keep_p[i, j] * history[j]
+        x       = next_x[i] * base + sum_j next_p[i, j] * history[j]
+
+    Attributes
+    ----------
+    t : array of shape (n + 1,)
+        The time of each evaluation; t[n] is where the sample ends.
+    alpha, sigma : arrays of shape (n + 1,)
+        The schedule at these times.
+    keep_x, next_x : arrays of shape (n,)
+    keep_p, next_p : arrays of shape (n, W)
+    form : {"eps", "data"}
+        What p stands for: the noise eps or the data x_0.
+    discrete : bool
+        Whether the model is given integer times.
+    method, grid, schedule : str
+        What the plan was made from, for the reader.
+
+    Raises
+    ------
+    ValueError
+        Where the shapes disagree, a number is not finite, times do not decrease from step to step, a row uses a prediction
+        from before the first or makes one that nothing uses, or the table does not carry alpha x_0 + sigma eps exactly from
+        each time to the next. That last test, for constant x_0 and eps, is the partition of unity of every method at once.
+
+    Notes
+    -----
+    The arrays are read-only and a plan hashes by its content, so that it may be shared by threads, closed over by a jitted
+    function or passed to one as a static argument.
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+    keep_x: Array
+    keep_p: Array
+    next_x: Array
+    next_p: Array
+    form: str = "eps"
+    discrete: bool = False
+    method: str = ""
+    grid: str = ""
+    schedule: str = ""
+
+    def __post_init__(self) -> None:
+        for name in _TABLES:
+            array = np.array(getattr(self, name), dtype=np.float64)
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        _check_shapes(self)
+        _check_times(self)
+        _check_use(self)
+        _check_transport(self)
+
+    @property
+    def nfe(self) -> int:
+        """The number of network evaluations."""
+        return len(self.keep_x)
+
+    @property
+    def window(self) -> int:
+        """W, the number of predictions that are kept."""
+        return self.keep_p.shape[1]
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """The table row by row, in plain Python numbers, as a loop wants it."""
+        accepts = (self.keep_x != 1) | (self.keep_p != 0).any(axis=1)
+        return tuple(
+            Row(t, keep_x, tuple(keep_p), next_x, tuple(next_p), bool(accept))
+            for t, keep_x, keep_p, next_x, next_p, accept in zip(
+                self.t[:-1].tolist(), self.keep_x.tolist(), self.keep_p.tolist(), self.next_x.tolist(), self.next_p.tolist(),
+                accepts, strict=True,
+            )
+        )  # fmt: skip
+
+    @property
+    def ts(self) -> Array:
+        """The times of the accepted states, from the start to the end: those of a trajectory."""
+        accepts = [row.accepts for row in self.rows]
+        return np.concatenate([self.t[:1], self.t[1:][accepts]])
+
+    @property
+    def num_step(self) -> int:
+        """The number of steps between accepted states."""
+        return len(self.ts) - 1
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._content == other._content if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @cached_property
+    def _content(self) -> str:
+        """The plan as canonical JSON; Python prints the shortest decimal that reads back as the same float64."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content.update({name: content[name].tolist() for name in _TABLES})
+        return json.dumps(content, allow_nan=False, sort_keys=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON; the file appears whole or not at all, and reads back bit for bit."""
+        path = Path(path)
+        document = {"format": FORMAT, "version": VERSION, "sha256": _digest(self._content), "plan": json.loads(self._content)}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            Where the file is truncated, is no plan, comes from a later version, or was changed after it was saved; it says
+            which.
+        """
+        try:
+            return _parse(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r} is not a usable plan file: {error}") from None
+
+
+load_plan = Plan.load
+
+
+# --- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _check_shapes(plan: Plan) -> None:
+    for name, ndim in _TABLES.items():
+        array = getattr(plan, name)
+        if array.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {array.shape}")
+        if not np.isfinite(array).all():
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise ValueError(f"{name}{list(place)}={array[place]!r} must be finite")
+    n, window = plan.keep_p.shape
+    if n < 1 or window < 1:
+        raise ValueError(f"keep_p must have at least one row and one column, and has shape {plan.keep_p.shape}")
+    shapes = {"t": (n + 1,), "alpha": (n + 1,), "sigma": (n + 1,), "keep_x": (n,), "next_x": (n,), "next_p": (n, window)}
+    for name, shape in shapes.items():
+        if getattr(plan, name).shape != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} beside keep_p of {plan.keep_p.shape}, and has {getattr(plan, name).shape}"
+            )
+    if plan.form not in ("eps", "data"):
+        raise ValueError(f"form={plan.form!r} is unknown; the known ones are 'eps', 'data'")
+    if not isinstance(plan.discrete, bool):
+        raise ValueError(f"discrete={plan.discrete!r} must be True or False")
+    for name in _TEXTS:
+        if not isinstance(getattr(plan, name), str):
+            raise ValueError(f"{name}={getattr(plan, name)!r} must be a string")
+
+
+def _check_times(plan: Plan) -> None:
+    if not (np.diff(plan.ts) < 0).all():
+        raise ValueError(f"t must decrease from step to step, and the steps are at {plan.ts.tolist()}")
+    step = np.concatenate([[0], np.cumsum([row.accepts for row in plan.rows])])[:-1]
+    if not plan.rows[-1].accepts:
+        raise ValueError("the last row must accept a state: its keep_x is 1 and its keep_p is 0")
+    if not ((plan.t[:-1] <= plan.ts[step]) & (plan.t[:-1] >= plan.ts[step + 1])).all():
+        raise ValueError(f"t of every stage must lie within its step, and t is {plan.t.tolist()}")
+    if plan.discrete and (plan.t != np.rint(plan.t)).any():
+        raise ValueError(f"t must be whole numbers in a discrete plan, and is {plan.t.tolist()}")
+    if not ((plan.alpha >= 0) & (plan.sigma >= 0) & (plan.alpha + plan.sigma > 0)).all():
+        raise ValueError("alpha and sigma must be at least 0, and not both 0 at one time")
+    if plan.form == "eps" and plan.alpha[0] == 0:
+        raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={plan.t[0]!r}; use form='data', or start later")
+
+
+def _check_use(plan: Plan) -> None:
+    n, window = plan.keep_p.shape
+    weight = (plan.keep_p != 0) | (plan.next_p != 0)
+    for i in range(n):
+        if weight[i, i + 1 :].any():
+            raise ValueError(
+                f"row {i} uses a prediction from before the first: it has {i + 1}, and weights {plan.keep_p[i].tolist()}"
+            )
+        if not any(weight[i + j, j] for j in range(min(window, n - i))):
+            raise ValueError(f"row {i} wastes an evaluation: no row gives the prediction at t={plan.t[i]!r} any weight")
+
+
+def _check_transport(plan: Plan) -> None:
+    """Run the table on x = alpha x_0 + sigma eps for constant x_0 and eps, as (alpha, sigma); every consistent method is exact."""
+    states: list[Array] = []
+    p = np.array([0.0, 1.0]) if plan.form == "eps" else np.array([1.0, 0.0])
+    exact = np.stack([plan.alpha, plan.sigma], axis=1)
+    with np.errstate(all="ignore"):
+        run_rows(plan, lambda i, x: p, _combine, exact[0], lambda i, x: states.append(x))
+        error = np.abs(np.stack(states) - exact[1:]) / exact.max(axis=0)
+    worst = int(np.argmax(np.nan_to_num(error.max(axis=1), nan=np.inf)))
+    if not error[worst].max() < 1e-9:
+        raise ValueError(
+            f"row {worst} is inconsistent: from alpha x_0 + sigma eps it goes to {states[worst].tolist()} in place of "
+            f"(alpha, sigma)={exact[worst + 1].tolist()} at t={plan.t[worst + 1]!r}; check keep_x, keep_p, next_x and next_p"
+        )
+
+
+def _combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, ...]) -> Array:
+    return c_x * x + sum(c * p for c, p in zip(c_p, history, strict=False))
+
+
+# --- text --------------------------------------------------------------------------------------------------------------
+
+
+def _describe(plan: Plan, most: int = 12) -> str:
+    """Lay the table out like a Butcher tableau: times to the left, weights to the right; the middle of a long one left out."""
+    title = f"Plan {plan.method or 'of unknown method'}: {plan.nfe} evaluations in {plan.num_step} steps, {plan.form} form"
+    about = ", ".join(text for text in (plan.schedule, plan.grid) if text)
+    staged = not all(row.accepts for row in plan.rows) or (plan.next_x != 1).any() or (plan.next_p != 0).any()
+    shown = list(range(plan.nfe)) if plan.nfe <= most else [*range(most // 2), -1, *range(plan.nfe - most // 2, plan.nfe)]
+
+    def numbers(c_x: float, c_p: Array) -> str:
+        return f"{c_x:9.5f} | " + " ".join(f"{c:10.6f}" if c else f"{'.':>10}" for c in c_p)
+
+    head = f"{'t':>10} | {'keep_x':>9} | {'keep_p, newest first':<{11 * plan.window - 1}}"
+    lines = [title, *([about] if about else []), head + (f" || {'next_x':>9} | next_p" if staged else "")]
+    for i in shown:
+        if i < 0:
+            lines.append(f"{'...':>10} |")
+            continue
+        line = f"{plan.t[i]:10.6g} | {numbers(plan.keep_x[i], plan.keep_p[i])}"
+        lines.append(line + (f" || {numbers(plan.next_x[i], plan.next_p[i])}" if staged else ""))
+    return "\n".join([*lines, f"{plan.t[-1]:10.6g} |"])
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def _digest(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name stands twice among {names}")
+    return dict(pairs)
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number that a plan may hold")
+
+
+def _parse(data: bytes) -> Plan:
+    try:
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"it is truncated or no JSON ({error})") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT!r}")
+    version = document.get("version")
+    if type(version) is not int or version != VERSION:
+        later = type(version) is int and version > VERSION
+        raise ValueError(
+            f"its version is {version!r} and this library reads {VERSION}" + ("; upgrade deis-samplers" if later else "")
+        )
+    content = document.get("plan")
+    if not isinstance(content, dict) or set(document) != {"format", "version", "sha256", "plan"}:
+        raise ValueError(f"it must hold format, version, sha256 and plan, and holds {sorted(document)}")
+    names = {field.name for field in fields(Plan)}
+    if set(content) != names:
+        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {sorted(set(content) - names)}")
+    for name, ndim in _TABLES.items():
+        if not _is_table(content[name], ndim):
+            raise ValueError(f"its {name} is not a table of numbers of {ndim} dimension(s)")
+    plan = Plan(**content)
+    if document["sha256"] != _digest(plan._content):
+        raise ValueError("its numbers were changed after it was saved (the checksum differs); build the plan anew and save it")
+    return plan
+
+
+def _is_table(value: Any, ndim: int) -> bool:
+    if not isinstance(value, list):
+        return False
+    if ndim == 1:
+        return all(type(number) is float for number in value)
+    return all(_is_table(row, ndim - 1) and len(row) == len(value[0]) for row in value)

@@ -1,0 +1,44 @@
+"""The NumPy executor: the specification of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..machine import run_rows
+from ..plan import Plan
+from .options import Options, check_batch, check_output, not_finite, observer
+
+Array = NDArray[Any]
+
+
+def run_numpy(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, options: Options) -> Array:
+    """Run a plan on a NumPy array; see `deis.sample`."""
+    check_batch(x_T, np.issubdtype(x_T.dtype, np.floating))
+    carry = np.promote_types(x_T.dtype, np.float32)
+    times = [np.full(len(x_T), row.t, dtype=np.int64 if plan.discrete else carry) for row in plan.rows]
+
+    def predict(i: int, x: Array) -> Array:
+        x_in = x.astype(x_T.dtype, copy=False)
+        m = model(x_in, times[i])
+        check_output(m, np.ndarray, x_in, i, plan)
+        if options.check_finite and not np.isfinite(m).all():
+            raise not_finite(i, plan)
+        return combine(options.convert[i][0], x, options.convert[i][1:], (m.astype(carry, copy=False),))
+
+    keep = [x_T.astype(carry, copy=False)]
+    x = run_rows(plan, predict, combine, keep[0], observer(plan, options, keep))
+    return (np.stack(keep) if options.trajectory else x).astype(x_T.dtype)
+
+
+def combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, ...]) -> Array:
+    """Return c_x x + sum_j c_p[j] history[j] in a new array, without the terms of weight 0."""
+    total = None if c_x == 0 else x if c_x == 1 else c_x * x
+    for c, p in zip(c_p, history, strict=False):
+        if c != 0:
+            term = p if c == 1 else c * p
+            total = term if total is None else total + term
+    return np.zeros_like(x) if total is None else total

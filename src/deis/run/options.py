@@ -1,0 +1,80 @@
+"""What the executors share: the options of a run, and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a plan; see `deis.sample`."""
+
+    convert: tuple[tuple[float, float], ...]
+    trajectory: bool
+    callback: Callable[[int, float, Any], Any] | None
+    progress: bool
+    check_finite: bool
+
+
+def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
+    """Return what to tell each row's state: it filters out the stages; None where nobody listens."""
+    if not (options.trajectory or options.callback or options.progress):
+        return None
+    bar = _bar(plan) if options.progress else None
+    step = 0
+
+    def observe(i: int, x: Any) -> None:
+        nonlocal step
+        if not plan.rows[i].accepts:
+            return
+        if options.trajectory:
+            keep.append(x)
+        if options.callback is not None:
+            options.callback(step, float(plan.ts[step + 1]), x)
+        step += 1
+        if bar is not None:
+            bar.update()
+            if step == plan.num_step:
+                bar.close()
+
+    return observe
+
+
+def _bar(plan: Plan) -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from None
+    return tqdm(total=plan.num_step, desc=plan.method or "plan", unit="step")
+
+
+def check_batch(x_T: Any, floating: bool) -> None:
+    """Raise unless x_T is a floating array with a batch axis."""
+    if not floating:
+        raise TypeError(f"x_T has dtype {x_T.dtype}; give noise of a floating dtype")
+    if x_T.ndim < 1:
+        raise ValueError("x_T has shape (); give it a batch axis, as in x_T[None]")
+
+
+def check_output(m: Any, kind: type[Any], x: Any, i: int, plan: Plan) -> None:
+    """Raise unless the model's output is an array of the state's shape."""
+    is_array = isinstance(m, kind)
+    if is_array and m.shape == x.shape:
+        return
+    got = f"shape {tuple(m.shape)}" if is_array else f"a {type(m).__name__}"
+    raise ValueError(
+        f"model(x, t) returned {got} at t={plan.rows[i].t!r} (row {i}) for x of shape {tuple(x.shape)}; "
+        f"it must return one {kind.__name__} of the shape of x (not a tuple, nor an output object: take its .sample)"
+    )
+
+
+def not_finite(i: int, plan: Plan) -> ValueError:
+    """Return the error for a model output that is NaN or infinite."""
+    return ValueError(
+        f"model(x, t) returned NaN or infinity at t={plan.rows[i].t!r} (row {i} of {plan.nfe}); check that x_T is finite, that "
+        "the model is trained at this time, and its dtype"
+    )

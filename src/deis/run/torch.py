@@ -1,0 +1,44 @@
+"""The torch executor: coefficients are Python numbers, so that no step waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ..machine import run_rows
+from ..plan import Plan
+from .options import Options, check_batch, check_output, not_finite, observer
+
+
+def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, options: Options, grad: bool) -> Tensor:
+    """Run a plan on a tensor, on its device; see `deis.sample`."""
+    check_batch(x_T, x_T.is_floating_point())
+    carry = torch.promote_types(x_T.dtype, torch.float32)
+    # One copy to the device for all steps.
+    times = torch.tensor([row.t for row in plan.rows], dtype=torch.int64 if plan.discrete else carry, device=x_T.device)
+    times = times[:, None].repeat(1, len(x_T))
+
+    def predict(i: int, x: Tensor) -> Tensor:
+        x_in = x.to(x_T.dtype)
+        m = model(x_in, times[i])
+        check_output(m, Tensor, x_in, i, plan)
+        if options.check_finite and not bool(torch.isfinite(m).all()):
+            raise not_finite(i, plan)
+        return combine(options.convert[i][0], x, options.convert[i][1:], (m.to(carry),))
+
+    with nullcontext() if grad else torch.no_grad():
+        keep = [x_T.to(carry)]
+        x = run_rows(plan, predict, combine, keep[0], observer(plan, options, keep))
+        return (torch.stack(keep) if options.trajectory else x).to(x_T.dtype)
+
+
+def combine(c_x: float, x: Tensor, c_p: tuple[float, ...], history: tuple[Tensor, ...]) -> Tensor:
+    """Return c_x x + sum_j c_p[j] history[j], without the terms of weight 0; one kernel a term."""
+    total = None if c_x == 0 else x if c_x == 1 else x * c_x
+    for c, p in zip(c_p, history, strict=False):
+        if c != 0:
+            total = (p if c == 1 else p * c) if total is None else torch.add(total, p, alpha=c)
+    return torch.zeros_like(x) if total is None else total

@@ -1,0 +1,434 @@
+"""Noise schedules: alpha, sigma, rho = sigma/alpha and the inverse of rho, of x_t = alpha(t) x_0 + sigma(t) eps.
+
+Everything is computed from two logarithms, log alpha and log rho, so that nothing cancels near t = 0, where
+1 - alpha^2 would lose every digit.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from .foreign import array_namespace, call_in_float64
+
+Array = NDArray[np.float64]
+TimeFn = Callable[[Any], Any]
+
+
+class Schedule(abc.ABC):
+    """The contract of a noise schedule; time runs from `t_start` (noise) down to `t_end` (data).
+
+    `log_alpha`, `log_sigma` and `t_of_log_rho` take and return float64 arrays of any shape. rho increases with t; alpha = 0
+    at the start and sigma = 0 at the end (logarithms of -inf) are legal.
+
+    Attributes
+    ----------
+    sampling_eps, sampling_T : float
+        The times at which sampling ends and starts: `t_end` and `t_start`.
+    num_times : int or None
+        For a discrete schedule, the number of its times 0, 1, ..., num_times - 1; None for a continuous one.
+    name : str
+        How the schedule was made, as a plan records it.
+    """
+
+    sampling_eps: float
+    sampling_T: float
+    num_times: int | None
+    name: str
+
+    @abc.abstractmethod
+    def log_alpha(self, t: ArrayLike) -> Array:
+        """Return log alpha(t)."""
+
+    @abc.abstractmethod
+    def log_sigma(self, t: ArrayLike) -> Array:
+        """Return log sigma(t)."""
+
+    @abc.abstractmethod
+    def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
+        """Return the time at which log(sigma/alpha) has the given finite value."""
+
+    @property
+    def t_start(self) -> float:
+        """The time at which sampling starts."""
+        return self.sampling_T
+
+    @property
+    def t_end(self) -> float:
+        """The time at which sampling ends."""
+        return self.sampling_eps
+
+    def alpha(self, t: ArrayLike) -> Array:
+        """Return alpha(t), the factor of x_0."""
+        return np.exp(self.log_alpha(t))
+
+    def sigma(self, t: ArrayLike) -> Array:
+        """Return sigma(t), the factor of eps."""
+        return np.exp(self.log_sigma(t))
+
+    def log_rho(self, t: ArrayLike) -> Array:
+        """Return log rho(t) = log sigma(t) - log alpha(t)."""
+        return self.log_sigma(t) - self.log_alpha(t)
+
+    def rho(self, t: ArrayLike) -> Array:
+        """Return rho(t) = sigma(t) / alpha(t)."""
+        return np.exp(self.log_rho(t))
+
+    def t_of_rho(self, rho: ArrayLike) -> Array:
+        """Return the time at which sigma/alpha = rho."""
+        with np.errstate(divide="ignore"):
+            return self.t_of_log_rho(np.log(np.asarray(rho, dtype=np.float64)))
+
+    def kinks(self) -> Array:
+        """Return the increasing values of log rho between which t(log rho) is smooth; empty where it is smooth throughout."""
+        return np.empty(0)
+
+
+def _check_span(schedule: Schedule) -> None:
+    """Raise ValueError unless sampling_T > sampling_eps and rho is defined at both and greater at the former."""
+    start, end = schedule.t_start, schedule.t_end
+    if not (math.isfinite(start) and math.isfinite(end) and start > end):
+        raise ValueError(f"sampling_T={start!r} must be greater than sampling_eps={end!r}: sampling runs from noise to data")
+    with np.errstate(invalid="ignore"):
+        low, high = schedule.log_rho(np.array([end, start]))
+    if not high > low:
+        raise ValueError(
+            f"sigma/alpha must increase from sampling_eps={end!r} to sampling_T={start!r}, and its logarithm goes from "
+            f"{low:.6g} to {high:.6g}: choose times at which the schedule is defined and alpha decreases"
+        )
+
+
+# --- cumulative alphas -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AlphaFn:
+    """A cumulative alpha known by its logarithm: abar(t) = exp(log(t)).
+
+    Calling it takes a float or an array of NumPy, torch or JAX; `log` is what a schedule computes with, exact near t = 0.
+    """
+
+    log: TimeFn
+
+    def __call__(self, t: Any) -> Any:
+        return array_namespace(t).exp(self.log(t))
+
+
+@dataclass(frozen=True)
+class AlphaInverse:
+    """The inverse of an `AlphaFn`: t(abar), known as a function of log abar."""
+
+    of_log: TimeFn
+
+    def __call__(self, alpha: Any) -> Any:
+        return self.of_log(array_namespace(alpha).log(alpha))
+
+
+def linear_alpha(beta_0: float, beta_1: float) -> tuple[AlphaFn, AlphaInverse]:
+    r"""Return t -> abar(t) and its inverse for beta(t) = beta_0 + (beta_1 - beta_0) t.
+
+    log abar(t) = -(beta_0 t + (beta_1 - beta_0) t^2 / 2), score_sde's continuous VP schedule (arXiv 2011.13456).
+    """
+    if not (beta_0 >= 0 and beta_1 > 0 and math.isfinite(beta_0) and math.isfinite(beta_1)):
+        raise ValueError(f"beta_0={beta_0!r} must be at least 0 and beta_1={beta_1!r} greater than 0")
+    slope = beta_1 - beta_0
+
+    def log_alpha(t: Any) -> Any:
+        return -(beta_0 + 0.5 * slope * t) * t
+
+    def t_of_log(log_alpha: Any) -> Any:
+        # The root of beta_0 t + slope t^2 / 2 = -log abar that does not subtract its two terms.
+        root = (beta_0**2 - 2 * slope * log_alpha) ** 0.5
+        return -2 * log_alpha / (beta_0 + root)
+
+    def t_of_log_from_zero(log_alpha: Any) -> Any:
+        return (-2 * log_alpha / slope) ** 0.5
+
+    return AlphaFn(log_alpha), AlphaInverse(t_of_log if beta_0 > 0 else t_of_log_from_zero)
+
+
+def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
+    r"""Return t -> abar(t) and its inverse for abar = cos^2((t+s)/(1+s) pi/2) / cos^2(s/(1+s) pi/2).
+
+    Nichol & Dhariwal's cosine schedule (arXiv 2102.09672, eq. 17). alpha(1) = 0.
+    """
+    a, scale = s / (1 + s) * math.pi / 2, math.pi / 2 / (1 + s)
+
+    def log_alpha(t: Any) -> Any:
+        # 1 - abar = sin(2a + d) sin(d) / cos(a)^2 keeps every digit near t = 0; abar = sin(pi/2 - a - d)^2 / cos(a)^2 near t = 1.
+        xp = array_namespace(t)
+        t = xp.asarray(t)
+        d = scale * t
+        noise = xp.sin(2 * a + d) * xp.sin(d) / math.cos(a) ** 2
+        near_noise = 2 * xp.log(xp.sin(scale * (1 - t)) / math.cos(a))
+        return xp.where(noise < 0.5, xp.log1p(-noise), near_noise)
+
+    def t_of_log(log_alpha: Any) -> Any:
+        # tan(a + d)^2 = (sin(a)^2 + rho^2) / cos(a)^2 with rho^2 = 1/abar - 1; then tan(d) by the difference formula.
+        xp = array_namespace(log_alpha)
+        log_alpha = xp.asarray(log_alpha)
+        rho_2 = xp.expm1(-log_alpha)
+        root = xp.sqrt(math.sin(a) ** 2 + rho_2)
+        # tan(d) = num/den; written as atan2 so that rho -> infinity gives pi/2 - a.
+        num = rho_2 / (root + math.sin(a)) * math.cos(a)
+        den = math.cos(a) ** 2 + root * math.sin(a)
+        return xp.arctan2(num, den) / scale
+
+    return AlphaFn(log_alpha), AlphaInverse(t_of_log)
+
+
+def _table_alpha(alphas: Array) -> tuple[AlphaFn, AlphaInverse]:
+    """Return t -> abar(t), linear between the integer times of a table of cumulative alphas, and its inverse."""
+    times, rising = np.arange(len(alphas), dtype=np.float64), alphas[::-1]
+
+    def log_alpha(t: Any) -> Array:
+        return np.log(np.interp(t, times, alphas))
+
+    def t_of_log(log_alpha: Any) -> Array:
+        return np.interp(np.exp(log_alpha), rising, times[::-1])
+
+    return AlphaFn(log_alpha), AlphaInverse(t_of_log)
+
+
+def _log_abar(t2alpha_fn: TimeFn, t: ArrayLike) -> Array:
+    t = np.asarray(t, dtype=np.float64)
+    if isinstance(t2alpha_fn, AlphaFn):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(t2alpha_fn.log(t), dtype=np.float64)
+    alpha = call_in_float64(t2alpha_fn, t, "t2alpha_fn")
+    if not (np.all(alpha >= 0) and np.all(alpha <= 1)):
+        bad = t.ravel()[~((alpha >= 0) & (alpha <= 1)).ravel()][0]
+        raise ValueError(f"t2alpha_fn must return the cumulative alpha, in [0, 1], and does not at t={bad!r}")
+    with np.errstate(divide="ignore"):
+        return np.log(alpha)
+
+
+def _t_of_log_abar(alpha2t_fn: TimeFn, log_abar: Array) -> Array:
+    if isinstance(alpha2t_fn, AlphaInverse):
+        return np.asarray(alpha2t_fn.of_log(log_abar), dtype=np.float64)
+    return call_in_float64(alpha2t_fn, np.exp(log_abar), "alpha2t_fn")
+
+
+def _check_functions(t2alpha_fn: TimeFn, alpha2t_fn: TimeFn) -> None:
+    for argument, fn in (("t2alpha_fn", t2alpha_fn), ("alpha2t_fn", alpha2t_fn)):
+        if not callable(fn):
+            raise TypeError(f"{argument} must be a function of an array, and is {fn!r}")
+
+
+# --- families ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VPSDE(Schedule):
+    r"""Variance preserving: alpha = sqrt(abar(t)), sigma = sqrt(1 - abar(t)).
+
+    Parameters
+    ----------
+    t2alpha_fn : callable
+        t -> abar(t), the *cumulative* alpha in (0, 1], decreasing; written in NumPy, torch or jax.numpy. It is called in
+        float64 (torch.float64, JAX's x64 context) whatever the process uses elsewhere.
+    alpha2t_fn : callable
+        Its inverse, abar -> t.
+    sampling_eps, sampling_T : float
+        The times at which sampling ends and starts.
+    num_times : int, optional
+        The number of integer times of a discrete schedule; `VPSDE.discrete` sets it.
+
+    Raises
+    ------
+    ValueError
+        Where sampling_T <= sampling_eps, or alpha does not decrease between them.
+
+    Notes
+    -----
+    For a continuous schedule known by its logarithm use `VPSDE.linear` or `VPSDE.cosine`: 1 - abar computed from a user's
+    abar carries its rounding, 1e-16 / (1 - abar) relative.
+    """
+
+    t2alpha_fn: TimeFn
+    alpha2t_fn: TimeFn
+    sampling_eps: float = 1e-3
+    sampling_T: float = 1.0
+    num_times: int | None = None
+    name: str = field(default="VPSDE(t2alpha_fn, alpha2t_fn)", repr=False)
+
+    def __post_init__(self) -> None:
+        _check_functions(self.t2alpha_fn, self.alpha2t_fn)
+        _check_span(self)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return 0.5 * _log_abar(self.t2alpha_fn, t)
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        with np.errstate(divide="ignore"):
+            return 0.5 * np.log(-np.expm1(_log_abar(self.t2alpha_fn, t)))
+
+    def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
+        return _t_of_log_abar(self.alpha2t_fn, -np.logaddexp(0.0, 2 * np.asarray(log_rho, dtype=np.float64)))
+
+    def kinks(self) -> Array:
+        return np.empty(0) if self.num_times is None else self.log_rho(np.arange(self.num_times))
+
+    @classmethod
+    def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> VPSDE:
+        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `linear_alpha`."""
+        return cls(*linear_alpha(beta_0, beta_1), sampling_eps, sampling_T, name=f"VPSDE.linear({beta_0!r}, {beta_1!r})")
+
+    @classmethod
+    def cosine(cls, s: float = 0.008, sampling_eps: float = 1e-3, sampling_T: float = 0.9946) -> VPSDE:
+        """Return the cosine schedule; see `cosine_alpha`.
+
+        alpha(1) = 0, where a network that predicts eps says nothing of x_0 and the eps form has no meaning, so sampling
+        starts at 0.9946 unless told otherwise, as DPM-Solver does (arXiv 2206.00927, appendix D).
+        """
+        return cls(*cosine_alpha(s), sampling_eps, sampling_T, name=f"VPSDE.cosine({s!r})")
+
+    @classmethod
+    def discrete(cls, alphas_cumprod: Any) -> VPSDE:
+        """Return the schedule of a model trained at the integer times 0, 1, ..., N-1.
+
+        Parameters
+        ----------
+        alphas_cumprod : array of shape (N,)
+            Cumulative alphas, decreasing in (0, 1]; NumPy, torch or JAX, of any floating dtype. Between the integer times
+            alpha is linear.
+
+        Raises
+        ------
+        ValueError
+            Where the alphas are not a decreasing array in (0, 1] of at least two entries.
+        """
+        if hasattr(alphas_cumprod, "detach"):
+            alphas_cumprod = alphas_cumprod.detach().cpu().double()
+        alphas = np.array(alphas_cumprod, dtype=np.float64)
+        if alphas.ndim != 1 or len(alphas) < 2:
+            raise ValueError(f"alphas_cumprod must have shape (N,) with N of at least 2, and has shape {alphas.shape}")
+        wrong = ~((alphas > 0) & (alphas <= 1) & (np.diff(alphas, prepend=np.inf) < 0))
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            raise ValueError(
+                f"alphas_cumprod must decrease strictly within (0, 1], and alphas_cumprod[{i}]={alphas[i]!r} does not; "
+                "give the cumulative products of 1 - beta, in the order of training times"
+            )
+        alphas.setflags(write=False)
+        n = len(alphas)
+        return cls(*_table_alpha(alphas), 0.0, n - 1.0, num_times=n, name=f"VPSDE.discrete({n} times)")
+
+
+@dataclass(frozen=True)
+class SubVPSDE(Schedule):
+    r"""Sub-VP (arXiv 2011.13456, eq. 29): alpha = sqrt(abar(t)), sigma = 1 - abar(t); parameters as for `VPSDE`."""
+
+    t2alpha_fn: TimeFn
+    alpha2t_fn: TimeFn
+    sampling_eps: float = 1e-3
+    sampling_T: float = 1.0
+    name: str = field(default="SubVPSDE(t2alpha_fn, alpha2t_fn)", repr=False)
+    num_times: int | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_functions(self.t2alpha_fn, self.alpha2t_fn)
+        _check_span(self)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return 0.5 * _log_abar(self.t2alpha_fn, t)
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(-np.expm1(_log_abar(self.t2alpha_fn, t)))
+
+    def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
+        # rho = (1 - abar) / sqrt(abar) = 2 sinh(-log(abar) / 2)
+        return _t_of_log_abar(self.alpha2t_fn, -2 * np.arcsinh(np.exp(np.asarray(log_rho, dtype=np.float64)) / 2))
+
+    @classmethod
+    def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> SubVPSDE:
+        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `linear_alpha`."""
+        return cls(*linear_alpha(beta_0, beta_1), sampling_eps, sampling_T, name=f"SubVPSDE.linear({beta_0!r}, {beta_1!r})")
+
+
+@dataclass(frozen=True)
+class VESDE(Schedule):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (arXiv 2011.13456)."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    sampling_eps: float = 1e-3
+    sampling_T: float = 1.0
+    name: str = field(default="VESDE", init=False, repr=False)
+    num_times: int | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"sigma_min={self.sigma_min!r} must be positive and less than sigma_max={self.sigma_max!r}")
+        object.__setattr__(self, "name", f"VESDE({self.sigma_min!r}, {self.sigma_max!r})")
+        _check_span(self)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return np.zeros(np.shape(t))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        return math.log(self.sigma_min) + math.log(self.sigma_max / self.sigma_min) * np.asarray(t, dtype=np.float64)
+
+    def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
+        log_rho = np.asarray(log_rho, dtype=np.float64)
+        return (log_rho - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """Karras et al. 2022 (arXiv 2206.00364): alpha = 1, sigma = t; time is the noise level itself, from 80 to 0.002."""
+
+    sampling_eps: float = 0.002
+    sampling_T: float = 80.0
+    name: str = field(default="EDM()", init=False, repr=False)
+    num_times: int | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.sampling_eps >= 0:
+            raise ValueError(f"sampling_eps={self.sampling_eps!r} must be at least 0: it is a noise level")
+        _check_span(self)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        return np.zeros(np.shape(t))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(np.asarray(t, dtype=np.float64))
+
+    def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
+        return np.exp(np.asarray(log_rho, dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class FlowMatching(Schedule):
+    """Flow matching on straight paths, rectified flow: alpha = 1 - t, sigma = t, from t = 1 (alpha = 0) to t = 0 (sigma = 0)."""
+
+    sampling_eps: float = 0.0
+    sampling_T: float = 1.0
+    name: str = field(default="FlowMatching()", init=False, repr=False)
+    num_times: int | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for argument in ("sampling_T", "sampling_eps"):
+            if not 0 <= getattr(self, argument) <= 1:
+                raise ValueError(f"{argument}={getattr(self, argument)!r} must lie in [0, 1]")
+        _check_span(self)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log1p(-np.asarray(t, dtype=np.float64))
+
+    def log_sigma(self, t: ArrayLike) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.log(np.asarray(t, dtype=np.float64))
+
+    def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
+        return expit(np.asarray(log_rho, dtype=np.float64))
