@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
+from deis.files import replacing
+
 BETA_0, BETA_1, T_END = 0.01, 20.0, 1e-3
 TIME_SCALE = 1000.0  # the positional embedding of UNet2DModel resolves times of 0..1000
 NUM_CLASSES, NULL_CLASS = 10, 10
@@ -89,9 +91,8 @@ def write_model(net: UNet2DModel, folder: Path) -> None:
 
 
 def save_state(path: Path, **state) -> None:
-    partial = path.with_suffix(".tmp")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from .methods import get_method, make_plan
 from .methods.adams import rho_ab, t_ab
 from .methods.ipndm import ipndm
 from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
+from .model.pretrained import Pretrained, load_model
 from .plan import Plan, load_plan
 from .run import sample
 from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
@@ -19,10 +20,12 @@ __all__ = [
     "ButcherTableau",
     "FlowMatching",
     "Plan",
+    "Pretrained",
     "Schedule",
     "SubVPSDE",
     "get_method",
     "ipndm",
+    "load_model",
     "load_plan",
     "make_grid",
     "make_plan",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .files import replacing
 from .machine import run_rows
 
 Array = NDArray[np.float64]
@@ -149,15 +150,9 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all, and reads back bit for bit."""
-        path = Path(path)
         document = {"format": FORMAT, "version": VERSION, "sha256": _digest(self._content), "plan": json.loads(self._content)}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

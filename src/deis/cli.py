@@ -1,0 +1,175 @@
+"""The command line: `deis sample` makes pictures, `deis plan` prints a plan."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    import click
+    from PIL import Image
+    from tqdm.auto import tqdm
+except ImportError as error:
+    sys.exit(f"the command line needs {error.name}: pip install 'deis-samplers[cli]'")
+
+from .files import replacing
+from .grids import PHASES
+from .methods import KNOWN, make_plan
+from .model.pretrained import Pretrained, load_model
+from .plan import Plan
+from .run import sample
+from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
+
+Images = NDArray[np.float32]
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "vp-linear": VPSDE.linear,
+    "vp-cosine": VPSDE.cosine,
+    "sub-vp": SubVPSDE.linear,
+    "ve": VESDE,
+    "edm": EDM,
+    "flow": FlowMatching,
+}
+
+
+def plan_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how a plan is built."""
+    for option in (
+        click.option("--grid-order", default=2.0, show_default=True, help="The power of the grid; 7 with --grid rho is Karras."),
+        click.option("--grid", type=click.Choice(PHASES), default="t", show_default=True, help="What is spaced evenly."),
+        click.option("--steps", default=10, show_default=True, help="The number of steps."),
+        click.option("--method", default="tab3", show_default=True, help=f"One of {KNOWN}."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deis-samplers")
+def main() -> None:
+    """Samples from a diffusion model in few network calls."""
+
+
+@main.command("plan")
+@plan_options
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="vp-linear", show_default=True, help="The noise schedule.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this JSON file, too.")
+def plan_command(method: str, steps: int, grid: str, grid_order: float, schedule: str, out: Path | None) -> None:
+    """Print a plan: its times and its coefficients."""
+    plan = _plan(SCHEDULES[schedule](), method, steps, grid, grid_order)
+    click.echo(repr(plan))
+    if out is not None:
+        plan.save(out)
+        click.echo(f"wrote {out}")
+
+
+@main.command("sample")
+@plan_options
+@click.option(
+    "--model", type=click.Path(path_type=Path, file_okay=False), help="A model folder; by default the MNIST network inside."
+)
+@click.option("--num", default=50, show_default=True, help="The number of samples.")
+@click.option("--class", "label", type=int, help="The class of every sample; without it, each class in turn.")
+@click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none.")
+@click.option("--seed", default=0, show_default=True, help="Sample i depends on the seed and on i alone.")
+@click.option("--batch", default=50, show_default=True, help="Samples a batch; it changes no sample.")
+@click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True)
+@click.option("--device", help="Torch only, such as cuda.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("samples.png"), show_default=True)
+@click.option("--npz", type=click.Path(path_type=Path, dir_okay=False), help="Write the samples as arrays, too.")
+def sample_command(**options: Any) -> None:
+    """Sample a model and write a picture, samples side by side."""
+    num, batch = options["num"], options["batch"]
+    for name in ("num", "batch"):
+        if options[name] < 1:
+            raise click.BadParameter(f"{options[name]} must be at least 1", param_hint=f"--{name}")
+    try:
+        model = load_model(options["model"], options["backend"], options["device"])
+        labels = _labels(model, options["label"], num)
+        plan = _plan(model.sde, options["method"], options["steps"], options["grid"], options["grid_order"])
+        run = _runner(plan, model, options["backend"], options["device"], options["guidance"])
+        images: list[Images] = []
+        with tqdm(total=-(-num // batch) * plan.num_step, desc=f"{plan.method}, {plan.nfe} evaluations", unit="step") as bar:
+            for first in range(0, num, batch):
+                chosen = slice(first, min(first + batch, num))
+                noise = draw_noise(model, plan, options["seed"], range(num)[chosen])
+                images.append(run(noise, None if labels is None else labels[chosen], lambda *_: bar.update()))
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    x_0 = np.concatenate(images)
+    columns = model.num_classes if labels is not None and options["label"] is None else None
+    with replacing(options["out"]) as partial:
+        picture(x_0, columns).save(partial, format="PNG")
+    if options["npz"] is not None:
+        with replacing(options["npz"]) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, samples=x_0, labels=np.full(num, -1) if labels is None else labels)
+        click.echo(f"wrote {options['npz']}")
+    click.echo(f"wrote {options['out']}: {num} samples of {plan.nfe} evaluations each")
+
+
+def _plan(sde: Schedule, method: str, steps: int, grid: str, grid_order: float) -> Plan:
+    try:
+        return make_plan(sde, method, steps, grid, grid_order)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _labels(model: Pretrained, label: int | None, num: int) -> NDArray[np.int64] | None:
+    if model.num_classes is None:
+        if label is not None:
+            raise ValueError(f"--class {label} was given, and this model has no classes; leave it out")
+        return None
+    return np.arange(num) % model.num_classes if label is None else np.full(num, label)
+
+
+def draw_noise(model: Pretrained, plan: Plan, seed: int, indices: range) -> Images:
+    """Return the noise of the given samples; each has a random stream of its own, so that batches change nothing."""
+    noise = [np.random.default_rng((seed, i)).standard_normal(model.shape, dtype=np.float32) for i in indices]
+    return np.stack(noise) * np.float32(plan.sigma[0])
+
+
+def _runner(plan: Plan, model: Pretrained, backend: str, device: str | None, guidance: float) -> Callable[..., Images]:
+    """Return run(noise, labels, callback) -> samples, NumPy in and out."""
+    compiled: dict[bytes | None, Callable[[Any], Any]] = {}
+
+    def conditional(labels: Any) -> Callable[[Any, Any], Any]:
+        return model if labels is None else model.conditional(labels, guidance)
+
+    def run_torch(noise: Images, labels: Any, callback: Any) -> Images:
+        import torch
+
+        x_T = torch.from_numpy(noise).to(device or "cpu")
+        return sample(plan, conditional(labels), x_T, predicts=model.predicts, callback=callback).cpu().numpy()
+
+    def run_jax(noise: Images, labels: Any, callback: Any) -> Images:
+        import jax
+
+        def run(x_T: jax.Array) -> jax.Array:
+            return sample(plan, conditional(labels), x_T, predicts=model.predicts, callback=callback)
+
+        # Batches of the same labels share one compilation; those of whole rounds of classes do.
+        key = None if labels is None else labels.tobytes()
+        if key not in compiled:
+            compiled[key] = jax.jit(run)
+        return np.asarray(compiled[key](noise))
+
+    return run_torch if backend == "torch" else run_jax
+
+
+def picture(images: Images, columns: int | None = None) -> Image.Image:
+    """Lay images of shape (n, channels, height, width) in [-1, 1] out in a grid; the small ones enlarged."""
+    n, channels, height, width = images.shape
+    columns = min(n, columns or int(np.ceil(np.sqrt(n))))
+    rows = -(-n // columns)
+    pixels = np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    pixels = np.concatenate([pixels, np.zeros((rows * columns - n, channels, height, width), np.uint8)])
+    pixels = pixels.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    pixels = pixels.reshape(rows * height, columns * width, channels)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    zoom = max(1, 64 // height)
+    return image.resize((zoom * image.width, zoom * image.height), Image.Resampling.NEAREST)

@@ -1,0 +1,175 @@
+"""Trained networks in a folder: the diffusers model folder with a `deis.json` beside it that says how the network was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..foreign import array_namespace, is_torch
+from ..sde import VPSDE, Schedule
+
+Network = Callable[[Any, Any, Any], Any]
+"""net(x, t, labels) -> output, t in the network's own units."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained network that `deis.sample` can run: model(x, t) is its unconditional prediction.
+
+    Attributes
+    ----------
+    net : callable
+        net(x, t, labels), in the framework it was loaded for, with t in the network's own units.
+    sde : Schedule
+        The noise schedule that it was trained on.
+    predicts : str
+        What it predicts, for `deis.sample(..., predicts=model.predicts)`.
+    shape : tuple of int
+        (channels, height, width) of one sample; samples lie in [-1, 1].
+    num_classes, null_class : int or None
+        The labels 0 ... num_classes - 1, and the label that means none; None for an unconditional network.
+    time_scale : float
+        The network takes time_scale * t.
+    """
+
+    net: Network
+    sde: Schedule
+    predicts: str
+    shape: tuple[int, int, int]
+    num_classes: int | None
+    null_class: int | None
+    time_scale: float
+
+    def __call__(self, x: Any, t: Any) -> Any:
+        return self._evaluate(x, t, np.full(len(x), self.null_class) if self.num_classes else None)
+
+    def conditional(self, labels: Any, guidance: float = 1.0) -> Callable[[Any, Any], Any]:
+        """Return model(x, t) for the given labels, shape (batch,), with classifier-free guidance (arXiv 2207.12598).
+
+        It predicts m_none + guidance (m_label - m_none): 1 is the plain conditional network, in one call; any other weight
+        evaluates both in one call on a batch of twice the size.
+
+        Raises
+        ------
+        ValueError
+            Where the network has no classes, or a label lies outside them.
+        """
+        if self.num_classes is None or self.null_class is None:
+            raise ValueError("labels were given, and this network has no classes; call the model itself")
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"labels must be whole numbers of shape (batch,), and have shape {labels.shape} and dtype {labels.dtype}"
+            )
+        if labels.size and not (labels.min() >= 0 and labels.max() < self.num_classes):
+            raise ValueError(f"labels={labels.tolist()} must lie in 0 ... {self.num_classes - 1}")
+        if guidance == 1:
+            return lambda x, t: self._evaluate(x, t, labels)
+        both = np.concatenate([np.full_like(labels, self.null_class), labels])
+
+        def guided(x: Any, t: Any) -> Any:
+            xp = array_namespace(x)
+            m = self._evaluate(xp.concatenate([x, x]), xp.concatenate([t, t]), both)
+            m_none, m_label = m[: len(x)], m[len(x) :]
+            return m_none + guidance * (m_label - m_none)
+
+        return guided
+
+    def _evaluate(self, x: Any, t: Any, labels: np.ndarray | None) -> Any:
+        if labels is not None and len(labels) != len(x):
+            raise ValueError(f"labels must have one entry a sample: there are {len(labels)} for x of shape {tuple(x.shape)}")
+        return self.net(x, self.time_scale * t, labels)
+
+
+def load_model(folder: str | os.PathLike[str] | None = None, backend: str = "torch", device: str | None = None) -> Pretrained:
+    """Load a trained network.
+
+    Parameters
+    ----------
+    folder : path, optional
+        A diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
+        Without it: the class-conditional MNIST network that ships with the library.
+    backend : {"torch", "jax"}
+        torch runs diffusers' own module, JAX a Flax NNX module of the same weights; both in float32.
+    device : str, optional
+        Torch only, such as "cuda".
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the folder lacks one of the three files.
+    ImportError
+        Where the backend's packages are not installed; it names the extra that has them.
+    ValueError
+        For an unknown backend, or a `deis.json` that cannot be understood.
+    """
+    if backend not in ("torch", "jax"):
+        raise ValueError(f"backend={backend!r} is unknown; the known ones are 'torch', 'jax'")
+    if folder is None:
+        with as_file(files("deis") / "assets" / "mnist") as path:
+            return load_model(path, backend, device)
+    folder = Path(folder)
+    for name in ("config.json", "deis.json", "diffusion_pytorch_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder={os.fspath(folder)!r} lacks {name}; give a diffusers model folder with a deis.json")
+    config = json.loads((folder / "config.json").read_text())
+    about = json.loads((folder / "deis.json").read_text())
+    try:
+        facts = {name: about[name] for name in ("predicts", "num_classes", "null_class", "time_scale")}
+        sde = _read_schedule(about["schedule"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{os.fspath(folder / 'deis.json')!r} lacks {error}") from None
+    net = _load_torch(folder, device) if backend == "torch" else _load_jax(folder, config)
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Pretrained(net, sde, shape=(config["in_channels"], height, width), **facts)
+
+
+def _read_schedule(about: dict[str, Any]) -> Schedule:
+    if about["type"] == "vp_linear":
+        return VPSDE.linear(about["beta_0"], about["beta_1"], about["t_end"], about["t_start"])
+    if about["type"] == "vp_cosine":
+        return VPSDE.cosine(about["s"], about["t_end"], about["t_start"])
+    if about["type"] == "vp_discrete":
+        return VPSDE.discrete(about["alphas_cumprod"])
+    raise ValueError(f"schedule type {about['type']!r} is unknown; the known ones are 'vp_linear', 'vp_cosine', 'vp_discrete'")
+
+
+def _load_torch(folder: Path, device: str | None) -> Network:
+    try:
+        import torch
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise ImportError(f"backend='torch' needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
+    unet = UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True)
+    unet = unet.to(device or "cpu").eval().requires_grad_(False)
+
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        if labels is not None and not is_torch(labels):
+            labels = torch.as_tensor(labels, device=x.device)
+        return unet(x, t, labels, return_dict=False)[0]
+
+    return net
+
+
+def _load_jax(folder: Path, config: dict[str, Any]) -> Network:
+    try:
+        import jax.numpy as jnp
+        from safetensors.numpy import load_file
+
+        from .flax_unet import load_flax_unet
+    except ImportError as error:
+        raise ImportError(f"backend='jax' needs flax ({error}): pip install 'deis-samplers[jax]'") from error
+    unet = load_flax_unet(config, load_file(folder / "diffusion_pytorch_model.safetensors"))
+
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        return unet(x, t, None if labels is None else jnp.asarray(labels))
+
+    return net
