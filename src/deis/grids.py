@@ -85,12 +85,11 @@ def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLi
     if sigmas is not None and values[-1] < 0:
         raise ValueError(f"sigmas must be at least 0, and ends at {values[-1]!r}")
     times = values if sigmas is None else schedule.t_of_rho(values)
-    last = None if schedule.num_times is None else schedule.num_times - 1
+    last = np.inf if schedule.num_times is None else schedule.num_times - 1
     with np.errstate(all="ignore"):
-        rising = np.diff(schedule.log_rho(times))
-    if not (rising < 0).all() or (last is not None and not (times[0] <= last and times[-1] >= 0)):
-        domain = "" if last is None else f", which has the times 0 to {last}"
-        raise ValueError(f"{argument}={values.tolist()} leaves the schedule {schedule.name}{domain}")
+        falling = np.diff(schedule.log_rho(np.clip(times, 0, last))) < 0
+    if not (falling.all() and times[0] <= last and times[-1] >= 0):
+        raise ValueError(f"{argument}={values.tolist()} leaves the schedule {schedule.name}, whose times lie in [0, {last}]")
     return times
 
 

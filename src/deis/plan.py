@@ -28,6 +28,8 @@ class Row(NamedTuple):
     """One evaluation, as plain Python numbers; see `Plan`."""
 
     t: float
+    alpha: float
+    sigma: float
     keep_x: float
     keep_p: tuple[float, ...]
     next_x: float
@@ -102,24 +104,20 @@ class Plan:
     @property
     def nfe(self) -> int:
         """The number of network evaluations."""
-        return len(self.keep_x)
+        return len(self.rows)
 
     @property
     def window(self) -> int:
         """W, the number of predictions that are kept."""
-        return self.keep_p.shape[1]
+        return len(self.rows[0].keep_p)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table row by row, in plain Python numbers, as a loop wants it."""
         accepts = (self.keep_x != 1) | (self.keep_p != 0).any(axis=1)
-        return tuple(
-            Row(t, keep_x, tuple(keep_p), next_x, tuple(next_p), bool(accept))
-            for t, keep_x, keep_p, next_x, next_p, accept in zip(
-                self.t[:-1].tolist(), self.keep_x.tolist(), self.keep_p.tolist(), self.next_x.tolist(), self.next_p.tolist(),
-                accepts, strict=True,
-            )
-        )  # fmt: skip
+        columns = (self.t[:-1], self.alpha[:-1], self.sigma[:-1], self.keep_x, self.keep_p, self.next_x, self.next_p, accepts)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return tuple(Row(*numbers, tuple(keep_p), next_x, tuple(next_p), a) for *numbers, keep_p, next_x, next_p, a in rows)
 
     @property
     def ts(self) -> Array:
@@ -183,7 +181,7 @@ def _check_shapes(plan: Plan) -> None:
             raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {array.shape}")
         if not np.isfinite(array).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise ValueError(f"{name}{list(place)}={array[place]!r} must be finite")
+            raise ValueError(f"{name}{list(place)}={array[place].item()!r} must be finite")
     n, window = plan.keep_p.shape
     if n < 1 or window < 1:
         raise ValueError(f"keep_p must have at least one row and one column, and has shape {plan.keep_p.shape}")
@@ -215,7 +213,7 @@ def _check_times(plan: Plan) -> None:
     if not ((plan.alpha >= 0) & (plan.sigma >= 0) & (plan.alpha + plan.sigma > 0)).all():
         raise ValueError("alpha and sigma must be at least 0, and not both 0 at one time")
     if plan.form == "eps" and plan.alpha[0] == 0:
-        raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={plan.t[0]!r}; use form='data', or start later")
+        raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={plan.t[0].item()!r}; use form='data', or start later")
 
 
 def _check_use(plan: Plan) -> None:
@@ -227,7 +225,7 @@ def _check_use(plan: Plan) -> None:
                 f"row {i} uses a prediction from before the first: it has {i + 1}, and weights {plan.keep_p[i].tolist()}"
             )
         if not any(weight[i + j, j] for j in range(min(window, n - i))):
-            raise ValueError(f"row {i} wastes an evaluation: no row gives the prediction at t={plan.t[i]!r} any weight")
+            raise ValueError(f"row {i} wastes an evaluation: no row gives the prediction at t={plan.t[i].item()!r} any weight")
 
 
 def _check_transport(plan: Plan) -> None:
@@ -238,11 +236,12 @@ def _check_transport(plan: Plan) -> None:
     with np.errstate(all="ignore"):
         run_rows(plan, lambda i, x: p, _combine, exact[0], lambda i, x: states.append(x))
         error = np.abs(np.stack(states) - exact[1:]) / exact.max(axis=0)
-    worst = int(np.argmax(np.nan_to_num(error.max(axis=1), nan=np.inf)))
-    if not error[worst].max() < 1e-9:
+    wrong = ~(error.max(axis=1) < 1e-9)
+    if wrong.any():
+        i = int(np.argmax(wrong))
         raise ValueError(
-            f"row {worst} is inconsistent: from alpha x_0 + sigma eps it goes to {states[worst].tolist()} in place of "
-            f"(alpha, sigma)={exact[worst + 1].tolist()} at t={plan.t[worst + 1]!r}; check keep_x, keep_p, next_x and next_p"
+            f"row {i} is inconsistent: from alpha x_0 + sigma eps it goes to {states[i].tolist()} in place of "
+            f"(alpha, sigma)={exact[i + 1].tolist()} at t={plan.t[i + 1].item()!r}; check keep_x, keep_p, next_x and next_p"
         )
 
 

@@ -204,7 +204,7 @@ def _log_abar(t2alpha_fn: TimeFn, t: ArrayLike) -> Array:
             return np.asarray(t2alpha_fn.log(t), dtype=np.float64)
     alpha = call_in_float64(t2alpha_fn, t, "t2alpha_fn")
     if not (np.all(alpha >= 0) and np.all(alpha <= 1)):
-        bad = t.ravel()[~((alpha >= 0) & (alpha <= 1)).ravel()][0]
+        bad = t.ravel()[~((alpha >= 0) & (alpha <= 1)).ravel()][0].item()
         raise ValueError(f"t2alpha_fn must return the cumulative alpha, in [0, 1], and does not at t={bad!r}")
     with np.errstate(divide="ignore"):
         return np.log(alpha)
@@ -306,7 +306,7 @@ class VPSDE(Schedule):
             Where the alphas are not a decreasing array in (0, 1] of at least two entries.
         """
         if hasattr(alphas_cumprod, "detach"):
-            alphas_cumprod = alphas_cumprod.detach().cpu().double()
+            alphas_cumprod = alphas_cumprod.detach().cpu().double().numpy()
         alphas = np.array(alphas_cumprod, dtype=np.float64)
         if alphas.ndim != 1 or len(alphas) < 2:
             raise ValueError(f"alphas_cumprod must have shape (N,) with N of at least 2, and has shape {alphas.shape}")
@@ -314,7 +314,7 @@ class VPSDE(Schedule):
         if wrong.any():
             i = int(np.argmax(wrong))
             raise ValueError(
-                f"alphas_cumprod must decrease strictly within (0, 1], and alphas_cumprod[{i}]={alphas[i]!r} does not; "
+                f"alphas_cumprod must decrease strictly within (0, 1], and alphas_cumprod[{i}]={alphas[i].item()!r} does not; "
                 "give the cumulative products of 1 - beta, in the order of training times"
             )
         alphas.setflags(write=False)

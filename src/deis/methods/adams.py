@@ -81,7 +81,7 @@ def _adams(order: int, clock: Clock, name: str) -> Callable[[Schedule, Array, st
         nodes = ts[:-1]
         if order > 0 and len(nodes) > 1 and not np.isfinite(clock(schedule, nodes, schedule.log_rho(nodes))).all():
             raise ValueError(
-                f"method={name!r} has no polynomial at t={ts[0]!r}, where alpha is 0; use 'tab{order}', or start later"
+                f"method={name!r} has no polynomial at t={ts[0].item()!r}, where alpha is 0; use 'tab{order}', or start later"
             )
         psi, c_p = adams_weights(schedule, ts, order, clock, form)
         return multistep_plan(schedule, ts, form, psi, c_p, name, grid)

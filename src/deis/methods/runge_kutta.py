@@ -121,7 +121,7 @@ def _runge_kutta_plan(schedule: Schedule, ts: Array, tableau: ButcherTableau, gr
     rho = schedule.rho(ts)
     if not np.isfinite(rho).all():
         raise ValueError(
-            f"rhoRK integrates in rho = sigma/alpha, infinite at t={ts[0]!r} where alpha is 0; start later, or use 'tab3'"
+            f"rhoRK integrates in rho = sigma/alpha, infinite at t={ts[0].item()!r} where alpha is 0; start later, or use 'tab3'"
         )
     h = np.diff(rho)[:, None]
     with np.errstate(divide="ignore"):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable
 
-from ..plan import Plan
+from ..plan import Plan, Row
 
-Array = NDArray[np.float64]
-
-PREDICTS = ("eps", "x0", "v", "score", "flow")
+# predicts -> (k, a, b) of k m = a x_0 + b eps, at (alpha, sigma)
+_OUTPUTS: dict[str, Callable[[float, float], tuple[float, float, float]]] = {
+    "eps": lambda alpha, sigma: (1.0, 0.0, 1.0),
+    "x0": lambda alpha, sigma: (1.0, 1.0, 0.0),
+    "v": lambda alpha, sigma: (1.0, -sigma, alpha),
+    "score": lambda alpha, sigma: (-sigma, 0.0, 1.0),
+    "flow": lambda alpha, sigma: (1.0, -1.0, 1.0),
+}
 
 
 def conversion(plan: Plan, predicts: str) -> tuple[tuple[float, float], ...]:
@@ -24,25 +28,23 @@ def conversion(plan: Plan, predicts: str) -> tuple[tuple[float, float], ...]:
         For an unknown `predicts`, and where the output does not determine p: eps says nothing of x_0 at alpha = 0, and x0
         nothing of eps at sigma = 0.
     """
-    if predicts not in PREDICTS:
-        raise ValueError(f"predicts={predicts!r} is unknown; the known ones are {', '.join(map(repr, PREDICTS))}")
-    alpha, sigma = plan.alpha[:-1], plan.sigma[:-1]
-    one, zero = np.ones_like(alpha), np.zeros_like(alpha)
-    # m = a x_0 + b eps
-    a, b = {
-        "eps": (zero, one),
-        "x0": (one, zero),
-        "v": (-sigma, alpha),
-        "score": (zero, -1 / np.where(sigma > 0, sigma, np.inf)),
-        "flow": (-one, one),
-    }[predicts]
-    # Solve the two equations for eps or x_0.
+    if predicts not in _OUTPUTS:
+        raise ValueError(f"predicts={predicts!r} is unknown; the known ones are {', '.join(map(repr, _OUTPUTS))}")
+    return tuple(_solve(row, plan.form, predicts) for row in plan.rows)
+
+
+def _solve(row: Row, form: str, predicts: str) -> tuple[float, float]:
+    alpha, sigma = row.alpha, row.sigma
+    if predicts == ("eps" if form == "eps" else "x0"):
+        return 0.0, 1.0
+    # x = alpha x_0 + sigma eps and k m = a x_0 + b eps, solved for eps or x_0.
+    k, a, b = _OUTPUTS[predicts](alpha, sigma)
     determinant = alpha * b - sigma * a
-    if (determinant == 0).any():
-        i = int(np.argmax(determinant == 0))
+    if determinant == 0 or k == 0:
         raise ValueError(
-            f"predicts={predicts!r} does not determine {'eps' if plan.form == 'eps' else 'x_0'} at t={plan.t[i]!r}, where "
-            f"alpha={alpha[i]!r} and sigma={sigma[i]!r}; start or end elsewhere, or use a network that predicts v or flow"
+            f"predicts={predicts!r} does not determine {'eps' if form == 'eps' else 'x_0'} at t={row.t!r}, where alpha={alpha!r} "
+            f"and sigma={sigma!r}; start or end elsewhere, or use a network that predicts v or flow"
         )
-    c_x, c_m = (-a / determinant, alpha / determinant) if plan.form == "eps" else (b / determinant, -sigma / determinant)
-    return tuple(zip((c_x + 0.0).tolist(), c_m.tolist(), strict=True))
+    if form == "eps":
+        return -a / determinant, k * alpha / determinant
+    return b / determinant, -k * sigma / determinant

@@ -1,0 +1,79 @@
+"""The command line: pictures, arrays, plans, and errors in one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import deis
+from deis.cli import main
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_sample_writes_a_picture_and_arrays(tmp_path: Path, backend: str) -> None:
+    out, npz = tmp_path / "a.png", tmp_path / "a.npz"
+    result = run("sample", "--num", 20, "--steps", 4, "--out", out, "--npz", npz, "--backend", backend)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == f"wrote {out}: 20 samples of 4 evaluations each"
+    assert Image.open(out).size == (10 * 56, 2 * 56)
+    with np.load(npz) as arrays:
+        assert arrays["samples"].shape == (20, 1, 28, 28)
+        np.testing.assert_array_equal(arrays["labels"], np.arange(20) % 10)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.npz", "a.png"]
+
+
+def test_a_sample_depends_on_the_seed_and_its_number_alone(tmp_path: Path) -> None:
+    for name, options in {"a": [], "b": ["--batch", 3], "c": ["--seed", 1], "d": ["--num", 5]}.items():
+        result = run(
+            "sample", "--num", 12, "--steps", 4, "--out", tmp_path / f"{name}.png", "--npz", tmp_path / f"{name}.npz", *options
+        )
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+    with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "d.npz") as d:
+        np.testing.assert_allclose(a["samples"][:5], d["samples"], atol=1e-4)
+
+
+def test_options(tmp_path: Path) -> None:
+    out, npz = tmp_path / "a.png", tmp_path / "a.npz"
+    result = run(
+        "sample", "--num", 6, "--class", 7, "--guidance", 2, "--method", "rhork_2heun", "--steps", 2, "--grid", "rho",
+        "--grid-order", 7, "--out", out, "--npz", npz,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "6 samples of 4 evaluations" in result.output
+    with np.load(npz) as arrays:
+        np.testing.assert_array_equal(arrays["labels"], 7)
+    assert Image.open(out).size == (3 * 56, 2 * 56)
+
+
+def test_plan_prints_and_saves(tmp_path: Path) -> None:
+    result = run("plan", "--method", "tab2", "--steps", 5, "--out", tmp_path / "plan.json")
+    assert result.exit_code == 0, result.output
+    plan = deis.make_plan(deis.VPSDE.linear(), "tab2", 5)
+    assert repr(plan) in result.output
+    assert deis.load_plan(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["plan", "--method", "foo"], "rhork_3kutta"),
+        (["plan", "--steps", 0], "num_step=0"),
+        (["plan", "--schedule", "flow", "--grid", "rho"], "alpha is 0"),
+        (["sample", "--class", 11], "0 ... 9"),
+        (["sample", "--num", 0], "at least 1"),
+        (["sample", "--model", "nowhere"], "lacks config.json"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(arguments: list[object], match: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code != 0
+    assert match in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,99 @@
+"""Time grids: strictly decreasing, from start to end, whatever is asked for."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import deis
+
+from .test_coefficients import EVERY
+
+SDE = deis.VPSDE.linear()
+
+
+@given(st.sampled_from(EVERY), st.integers(1, 200), st.sampled_from(["t", "rho", "log"]), st.floats(0.5, 9))
+def test_grids_decrease_strictly_between_the_exact_ends(sde: deis.Schedule, num_step: int, phase: str, power: float) -> None:
+    if phase != "t" and isinstance(sde, deis.FlowMatching):
+        with pytest.raises(ValueError, match="alpha is 0"):
+            deis.make_grid(sde, num_step, phase, power)
+        return
+    ts = deis.make_grid(sde, num_step, phase, power)
+    assert len(ts) == num_step + 1
+    assert (ts[0], ts[-1]) == (sde.t_start, sde.t_end)
+    assert (np.diff(ts) < 0).all()
+    if sde.num_times is not None:
+        np.testing.assert_array_equal(ts, np.rint(ts))
+
+
+@given(st.integers(2, 60), st.data())
+def test_discrete_grids_exist_up_to_the_number_of_times(n: int, data: st.DataObject) -> None:
+    sde = deis.VPSDE.discrete(np.linspace(0.99, 0.01, n))
+    num_step = data.draw(st.integers(1, n - 1))
+    ts = deis.make_grid(sde, num_step, "t", data.draw(st.floats(0.3, 8)))
+    assert len(np.unique(ts)) == num_step + 1
+    assert set(ts) <= set(range(n))
+    with pytest.raises(ValueError, match=rf"num_step={n} asks for {n + 1} distinct times, and the schedule has {n}"):
+        deis.make_grid(sde, n)
+
+
+def test_definitions() -> None:
+    n = 8
+    np.testing.assert_allclose(np.diff(np.sqrt(deis.make_grid(SDE, n, "t", 2)), 2), 0, atol=1e-14)
+    np.testing.assert_allclose(np.diff(SDE.rho(deis.make_grid(SDE, n, "rho", 7)) ** (1 / 7), 2), 0, atol=1e-13)
+    np.testing.assert_allclose(np.diff(SDE.log_rho(deis.make_grid(SDE, n, "log")), 2), 0, atol=1e-12)
+
+
+def test_karras_sigmas() -> None:
+    """Equation 5 of arXiv 2206.00364, written out."""
+    i = np.arange(18)
+    karras = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(deis.make_grid(deis.EDM(), 17, "rho", 7), karras, rtol=1e-12)
+
+
+def test_custom_times_and_sigmas() -> None:
+    ts = [0.9, 0.5, 0.1]
+    plan = deis.make_plan(SDE, "tab2", ts=ts)
+    np.testing.assert_array_equal(plan.t, ts)
+    same = deis.make_plan(SDE, "tab2", sigmas=SDE.rho(np.array(ts)))
+    np.testing.assert_allclose(same.t, ts, rtol=1e-13)
+    assert deis.make_plan(deis.EDM(), "tab1", sigmas=[80, 5, 0.5, 0]).sigma[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_step": 0}, "num_step=0"),
+        ({"num_step": 2.5}, r"num_step=2\.5"),
+        ({"ts_phase": "sigma"}, "'t', 'rho', 'log'"),
+        ({"ts_order": 0}, "ts_order=0"),
+        ({"ts": [0.1, 0.5]}, "decrease strictly"),
+        ({"ts": [0.5, 0.5, 0.1]}, "decrease strictly"),
+        ({"ts": [0.5, np.nan]}, "finite"),
+        ({"ts": [0.5]}, "shape"),
+        ({"sigmas": [1.0, -1.0]}, "at least 0"),
+        ({"ts": [0.5, 0.1], "sigmas": [2, 1]}, "not both"),
+        ({"ts": [0.5, -0.1]}, "leaves the schedule"),
+        ({"ts": [0.5, 0.1], "num_step": 3}, "contradicts"),
+        ({"method": "tab"}, "rhork_3kutta"),
+        ({"method": "ipndm5"}, "1, 2, 3 and 4"),
+        ({"method": "rhork_5dopri"}, "'3kutta'"),
+    ],
+)
+def test_bad_input_is_refused_by_name(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        deis.make_plan(SDE, **options)  # type: ignore[arg-type]
+
+
+def test_methods_say_where_they_have_no_meaning() -> None:
+    flow = deis.FlowMatching()
+    with pytest.raises(ValueError, match="'tab2'"):
+        deis.make_plan(flow, "rhoab2")
+    with pytest.raises(ValueError, match="alpha is 0"):
+        deis.make_plan(flow, "rhork_2heun")
+    with pytest.raises(ValueError, match="leaves the schedule"):
+        deis.make_plan(deis.VPSDE.discrete([0.9, 0.5, 0.1]), ts=[5.0, 1.0])
+    with pytest.raises(TypeError, match="sde must be"):
+        deis.make_plan("vp")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="method must be"):
+        deis.make_plan(SDE, 3)  # type: ignore[arg-type]

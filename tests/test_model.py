@@ -1,0 +1,157 @@
+"""The network that ships with the library, in torch and in Flax, and the folder it is read from."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+import deis
+from deis.model.flax_unet import load_flax_unet
+
+MNIST = Path(str(files("deis") / "assets" / "mnist"))
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data" / "mnist.npz"
+LABELS = np.arange(20) % 10
+X_T = np.random.default_rng(1).standard_normal((20, 1, 28, 28)).astype(np.float32)
+
+torch_model = deis.load_model()
+jax_model = deis.load_model(backend="jax")
+
+
+def test_it_is_small_and_in_half_precision() -> None:
+    assert sum(file.stat().st_size for file in MNIST.iterdir()) < 4 * 2**20
+    assert {file.name for file in MNIST.iterdir()} == {"config.json", "deis.json", "diffusion_pytorch_model.safetensors"}
+    assert torch_model.shape == (1, 28, 28)
+    assert torch_model.sde.name == "VPSDE.linear(0.01, 20.0)"
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("guidance", [None, 1.0, 2.0])
+def test_flax_equals_torch(t: float, guidance: float | None) -> None:
+    models = [m if guidance is None else m.conditional(LABELS, guidance) for m in (torch_model, jax_model)]
+    expected = models[0](torch.tensor(X_T), torch.full((20,), t)).numpy()
+    np.testing.assert_allclose(models[1](jnp.asarray(X_T), jnp.full(20, t)), expected, rtol=0, atol=1e-4)
+
+
+def test_samples_agree_between_torch_and_jax() -> None:
+    plan = deis.make_plan(torch_model.sde, "tab3", 10)
+    expected = deis.sample(plan, torch_model.conditional(LABELS), torch.tensor(X_T)).numpy()
+    got = jax.jit(lambda x: deis.sample(plan, jax_model.conditional(LABELS), x))(jnp.asarray(X_T))
+    np.testing.assert_allclose(np.asarray(got), expected, rtol=0, atol=1e-4)
+
+
+def test_samples_are_the_digits_asked_for() -> None:
+    """Nearest class mean of the test images, which knows a digit 82 times in 100: samples of 10 evaluations must be as plain."""
+    if not DATA.is_file():
+        pytest.skip(f"needs MNIST at {DATA}")
+    with np.load(DATA) as arrays:
+        images, digits = arrays["x_test"] / 127.5 - 1, arrays["y_test"]
+    means = np.stack([images[digits == k].mean(axis=0) for k in range(10)]).reshape(10, -1)
+    labels = np.arange(200) % 10
+    x_T = torch.from_numpy(np.random.default_rng(2).standard_normal((200, 1, 28, 28)).astype(np.float32))
+    x_0 = deis.sample(deis.make_plan(torch_model.sde, "tab3", 10), torch_model.conditional(labels), x_T)
+    distance = ((x_0.numpy().reshape(200, 1, -1) - means) ** 2).sum(axis=-1)
+    assert (distance.argmin(axis=1) == labels).mean() > 0.75
+    ink = (images > 0).mean()
+    assert abs((x_0.numpy() > 0).mean() - ink) < 0.25 * ink
+
+
+def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
+    x, t = torch.tensor(X_T), torch.full((20,), 0.4)
+    none, label = torch_model(x, t), torch_model.conditional(LABELS)(x, t)
+    torch.testing.assert_close(torch_model.conditional(LABELS, 3.0)(x, t), none + 3 * (label - none), rtol=1e-4, atol=1e-4)
+    assert (none - label).abs().max() > 1e-2
+
+
+def test_bad_labels_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"0 \.\.\. 9"):
+        torch_model.conditional([10])
+    with pytest.raises(ValueError, match="whole numbers"):
+        torch_model.conditional([1.5])
+    with pytest.raises(ValueError, match="one entry a sample"):
+        torch_model.conditional([1, 2])(torch.tensor(X_T), torch.full((20,), 0.4))
+    with pytest.raises(ValueError, match="'torch', 'jax'"):
+        deis.load_model(backend="tensorflow")
+    with pytest.raises(FileNotFoundError, match=r"lacks config\.json"):
+        deis.load_model(tmp_path)
+    folder = tmp_path / "copy"
+    shutil.copytree(MNIST, folder)
+    about = json.loads((folder / "deis.json").read_text())
+    (folder / "deis.json").write_text(json.dumps(about | {"schedule": {"type": "other"}}))
+    with pytest.raises(ValueError, match="'vp_linear', 'vp_cosine', 'vp_discrete'"):
+        deis.load_model(folder)
+    about.pop("predicts")
+    (folder / "deis.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="lacks 'predicts'"):
+        deis.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_out_channels": (8, 16), "layers_per_block": 2, "num_class_embeds": None, "in_channels": 3, "out_channels": 3},
+        {"block_out_channels": (8, 8, 16), "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None},
+    ],
+)
+def test_the_flax_network_is_diffusers_for_other_configs_too(options: dict[str, object]) -> None:
+    widths = options["block_out_channels"]
+    base = {
+        "sample_size": 16, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4, "num_class_embeds": 5,
+        "down_block_types": ("DownBlock2D",) * (len(widths) - 1) + ("AttnDownBlock2D",),  # type: ignore[arg-type]
+        "up_block_types": ("AttnUpBlock2D",) + ("UpBlock2D",) * (len(widths) - 1),  # type: ignore[arg-type]
+    }  # fmt: skip
+    torch.manual_seed(0)
+    unet = UNet2DModel(**(base | options)).eval()
+    flax = load_flax_unet(unet.config, {k: v.numpy() for k, v in unet.state_dict().items()})
+    x = np.random.default_rng(0).standard_normal((3, unet.config.in_channels, 16, 16)).astype(np.float32)
+    t, labels = np.array([1.0, 400.0, 999.0], np.float32), np.array([0, 3, 4]) if unet.config.num_class_embeds else None
+    with torch.no_grad():
+        expected = unet(torch.tensor(x), torch.tensor(t), None if labels is None else torch.tensor(labels)).sample.numpy()
+    got = flax(jnp.asarray(x), jnp.asarray(t), None if labels is None else jnp.asarray(labels))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_flax_refuses_what_it_cannot_run() -> None:
+    config = json.loads((MNIST / "config.json").read_text())
+    with pytest.raises(ValueError, match="resnet_time_scale_shift"):
+        load_flax_unet(config | {"resnet_time_scale_shift": "scale_shift"}, {})
+    with pytest.raises(ValueError, match="KDownBlock2D"):
+        load_flax_unet(config | {"down_block_types": ["KDownBlock2D"] * 3}, {})
+    with pytest.raises(ValueError, match="the weights lack"):
+        load_flax_unet(config, {})
+    with pytest.raises(ValueError, match="'conv_in.weight' of shape"):
+        load_flax_unet(config, {"conv_in.weight": np.zeros((1, 1, 3, 3))})
+
+
+def test_the_training_script_trains_resumes_and_writes_a_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x_train, y_train = rng.integers(0, 256, (64, 28, 28), np.uint8), rng.integers(0, 10, 64)
+    np.savez(tmp_path / "data.npz", x_train=x_train, y_train=y_train)
+
+    def train(epochs: int) -> str:
+        command = [sys.executable, str(ROOT / "training" / "train_mnist.py"), "--data", str(tmp_path / "data.npz"), "--batch", "32"]
+        command += [
+            "--out",
+            str(tmp_path / "model"),
+            "--state",
+            str(tmp_path / "state.pt"),
+            "--epochs",
+            str(epochs),
+            "--device",
+            "cpu",
+        ]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "epoch 1/1" in train(1)
+    assert "epoch 1/2" not in train(2)
+    model = deis.load_model(tmp_path / "model")
+    assert torch.isfinite(model(torch.tensor(X_T), torch.full((20,), 0.5))).all()

@@ -1,0 +1,145 @@
+"""Noise schedules: accuracy near t = 0, inverses, functions of every framework, refusals."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mpmath import mp, mpf
+
+import deis
+from deis.reference import get_cos_alpha_fns, get_linear_alpha_fns
+
+from .oracle import exact_cosine, exact_linear
+from .test_coefficients import EVERY
+
+
+@pytest.mark.parametrize(
+    ("sde", "exact"),
+    [(deis.VPSDE.linear(), exact_linear(0.1, 20.0)), (deis.VPSDE.cosine(), exact_cosine())],
+    ids=["linear", "cosine"],
+)
+def test_nothing_cancels_near_zero(sde: deis.Schedule, exact: object) -> None:
+    for t in (1e-9, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.99):
+        rho = exact.rho(t)  # type: ignore[attr-defined]
+        with mp.workdps(60):
+            rho = mp.sqrt(1 / exact.abar(mpf(t)) - 1)  # type: ignore[attr-defined]
+        assert abs(float(sde.rho(t) / rho) - 1) < 1e-14
+        assert abs(float(sde.t_of_rho(float(rho))) / t - 1) < 1e-14
+
+
+@given(st.sampled_from(EVERY), st.floats(0, 1))
+def test_the_inverse_of_rho_inverts(sde: deis.Schedule, where: float) -> None:
+    t = sde.t_end + where * (sde.t_start - sde.t_end)
+    if sde.sigma(t) > 0 and sde.alpha(t) > 0 and t > 1e-12:
+        assert math.isclose(float(sde.t_of_log_rho(sde.log_rho(t))), t, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@given(st.sampled_from(EVERY), st.floats(0, 1), st.floats(0, 1))
+def test_rho_increases_and_is_sigma_over_alpha(sde: deis.Schedule, a: float, b: float) -> None:
+    low, high = (sde.t_end + w * (sde.t_start - sde.t_end) for w in sorted((a, b)))
+    assert sde.rho(low) <= sde.rho(high)
+    if sde.alpha(low) > 0:
+        assert math.isclose(float(sde.rho(low) * sde.alpha(low)), float(sde.sigma(low)), rel_tol=1e-12)
+
+
+def test_definitions() -> None:
+    t = np.array([0.2, 0.6])
+    vp, sub, ve, flow = deis.VPSDE.linear(), deis.SubVPSDE.linear(), deis.VESDE(0.01, 50.0), deis.FlowMatching()
+    abar = np.exp(-0.1 * t - 9.95 * t**2)
+    np.testing.assert_allclose(vp.alpha(t) ** 2, abar, rtol=1e-14)
+    np.testing.assert_allclose(vp.sigma(t) ** 2, 1 - abar, rtol=1e-14)
+    np.testing.assert_allclose(sub.alpha(t) ** 2, abar, rtol=1e-14)
+    np.testing.assert_allclose(sub.sigma(t), 1 - abar, rtol=1e-14)
+    np.testing.assert_allclose(ve.sigma(t), 0.01 * 5000**t, rtol=1e-14)
+    np.testing.assert_allclose((flow.alpha(t), flow.sigma(t)), (1 - t, t), rtol=1e-15)
+    assert (flow.alpha(1.0), flow.sigma(1.0), flow.alpha(0.0), flow.sigma(0.0)) == (0, 1, 1, 0)
+    np.testing.assert_array_equal(deis.EDM().sigma(t), np.exp(np.log(t)))
+
+
+def cosine_in(xp: object) -> tuple[object, object]:
+    return (
+        lambda t: xp.cos(t * (math.pi / 2 * 0.99)) ** 2,  # type: ignore[attr-defined]
+        lambda a: xp.arccos(a**0.5) / (math.pi / 2 * 0.99),  # type: ignore[attr-defined]
+    )
+
+
+@pytest.mark.parametrize("xp", [np, torch, jnp, math], ids=["numpy", "torch", "jax", "math"])
+def test_functions_of_every_framework_give_float64_coefficients(xp: object) -> None:
+    if xp is math:
+        fns = (lambda t: math.cos(t * (math.pi / 2 * 0.99)) ** 2, lambda a: math.acos(a**0.5) / (math.pi / 2 * 0.99))
+    else:
+        fns = cosine_in(xp)  # type: ignore[assignment]
+    plan = deis.make_plan(deis.VPSDE(*fns, 1e-3, 1.0), "tab3", 8)
+    expected = deis.make_plan(deis.VPSDE(*cosine_in(np), 1e-3, 1.0), "tab3", 8)  # type: ignore[arg-type]
+    np.testing.assert_allclose(plan.keep_p, expected.keep_p, rtol=1e-9)
+    assert not jax.config.jax_enable_x64
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_schedule_can_be_made_while_jax_traces() -> None:
+    sde = deis.VPSDE(*cosine_in(jnp), 1e-3, 1.0)  # type: ignore[arg-type]
+
+    @jax.jit
+    def run(x: jax.Array) -> jax.Array:
+        return deis.sample(deis.make_plan(sde, "tab2", 4), lambda x, t: 0.1 * x, x)
+
+    assert np.isfinite(run(jnp.ones((2, 3)))).all()
+
+
+@pytest.mark.parametrize("fns", [get_linear_alpha_fns(0.1, 20.0), get_cos_alpha_fns()], ids=["linear", "cosine"])
+def test_alpha_functions_take_every_array(fns: tuple[object, object]) -> None:
+    there, back = fns
+    t = np.array([0.1, 0.5, 0.9])
+    alpha = there(t)  # type: ignore[operator]
+    np.testing.assert_allclose(back(alpha), t, rtol=1e-12)  # type: ignore[operator]
+    for make in (torch.tensor, jnp.asarray):
+        given_t = make(t.astype(np.float32))  # type: ignore[operator]
+        assert type(there(given_t)) is type(given_t)  # type: ignore[operator]
+        np.testing.assert_allclose(np.asarray(there(given_t)), alpha, rtol=1e-5)  # type: ignore[operator]
+        np.testing.assert_allclose(np.asarray(back(there(given_t))), t, rtol=1e-4)  # type: ignore[operator]
+    assert math.isclose(there(0.5), alpha[1])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("convert", [np.asarray, np.float32, torch.tensor, jnp.asarray], ids=["np", "f32", "torch", "jax"])
+def test_discrete_schedules_take_every_array(convert: object) -> None:
+    alphas = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    sde = deis.VPSDE.discrete(convert(alphas))  # type: ignore[operator]
+    assert (sde.t_start, sde.t_end, sde.num_times) == (999, 0, 1000)
+    np.testing.assert_allclose(sde.alpha(np.arange(1000)) ** 2, alphas, rtol=1e-6)
+    plan = deis.make_plan(sde, "tab3", 10)
+    assert plan.discrete
+    np.testing.assert_allclose(plan.keep_p, deis.make_plan(deis.VPSDE.discrete(alphas), "tab3", 10).keep_p, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("alphas", [[0.9, 0.95], [0.9, 0.9], [1.1, 0.5], [0.5, 0.0], [0.5, np.nan], [0.5, -0.1]])
+def test_alphas_that_do_not_decrease_in_0_1_are_refused(alphas: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"alphas_cumprod\[[01]\]"):
+        deis.VPSDE.discrete(alphas)
+
+
+def test_bad_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(N,\)"):
+        deis.VPSDE.discrete([[0.9, 0.8]])
+    with pytest.raises(ValueError, match=r"sampling_T=0\.001 must be greater than sampling_eps=1"):
+        deis.VPSDE.linear(0.1, 20, sampling_eps=1.0, sampling_T=1e-3)
+    with pytest.raises(ValueError, match="must increase"):
+        deis.VPSDE(lambda t: 0.5 + 0.4 * t, lambda a: (a - 0.5) / 0.4)
+    with pytest.raises(ValueError, match="cumulative alpha"):
+        deis.VPSDE(lambda t: 2 - t, lambda a: 2 - a)
+    with pytest.raises(TypeError, match="t2alpha_fn must be a function"):
+        deis.VPSDE(0.5, lambda a: a)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="t2alpha_fn must map an array"):
+        deis.VPSDE(lambda t: "no", lambda a: a)
+    with pytest.raises(ValueError, match="beta_0"):
+        deis.VPSDE.linear(-1, 20)
+    with pytest.raises(ValueError, match="sigma_min"):
+        deis.VESDE(1.0, 0.5)
+    with pytest.raises(ValueError, match="sampling_T=2"):
+        deis.FlowMatching(0.0, 2.0)
+    with pytest.raises(ValueError, match="sampling_eps=-1"):
+        deis.EDM(-1.0)
