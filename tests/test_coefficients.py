@@ -98,7 +98,7 @@ def test_the_two_forms_of_ddim_are_one_update() -> None:
     sde = deis.VPSDE.linear()
     ts = deis.make_grid(sde, 9)
     alpha, sigma = sde.alpha(ts[:-1]), sde.sigma(ts[:-1])
-    (psi_e, c_e), (psi_d, c_d) = (adams_weights(sde, ts, 0, clock_t, form) for form in ("eps", "data"))  # type: ignore[arg-type]
+    (psi_e, c_e), (psi_d, c_d) = (adams_weights(sde, ts, 0, clock_t, form) for form in ("eps", "data"))
     np.testing.assert_allclose(psi_d + c_d[:, 0] / alpha, psi_e, rtol=1e-12)
     np.testing.assert_allclose(-c_d[:, 0] * sigma / alpha, c_e[:, 0], rtol=1e-12)
 

@@ -80,7 +80,7 @@ def test_samples_converge_to_the_true_solution_on_every_schedule(sde: deis.Sched
     x_T = sde.sigma(sde.t_start) * X_T[:, None]
     phase = "t" if sde.name.startswith("Flow") else "log"
     for method in ("tab2", "rhork_3kutta"):
-        error = []
+        error: list[float] = []
         for num_step in (80, 320):
             x_0 = deis.sample(deis.make_plan(sde, method, num_step, phase), eps, x_T)
             error.append(np.abs(x_0 - solution(sde.t_end, x_T)).max())
@@ -111,7 +111,7 @@ def test_flow_matching_from_pure_noise_to_clean_data() -> None:
 def test_a_thousand_steps_of_order_three_do_no_harm(dtype: type) -> None:
     sde = deis.VPSDE.linear()
     eps, solution = gaussian(sde)
-    x_T = X_T[:, None].astype(dtype)
+    x_T: Array = X_T[:, None].astype(dtype)
     errors = [
         np.abs(deis.sample(deis.make_plan(sde, "tab3", n), eps, x_T) - solution(sde.t_end, X_T[:, None])).max()
         for n in (30, 100, 1000)

@@ -79,7 +79,7 @@ def test_discrete_schedules_use_fractional_times_until_two_truncate_to_one() -> 
 
     th_deis.get_sampler(sde, eps_fn, ts_phase="t", ts_order=2.0, num_step=5, method="t_ab", ab_order=1)(torch.tensor(X_T))
     np.testing.assert_allclose(seen, fractional[:-1], rtol=1e-6)
-    with pytest.raises(ValueError, match="100 distinct|101 distinct"):
+    with pytest.raises(ValueError, match="asks for 101 distinct times"):
         th_deis.get_sampler(sde, eps_fn, num_step=100)
 
 

@@ -1,5 +1,7 @@
 """Tableaux: their order conditions, and independent Runge-Kutta codes."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from .test_convergence import RK_ORDERS
 def test_order_conditions(name: str) -> None:
     tableau, order = deis.TABLEAUX[name], RK_ORDERS[name]
     a, b, c = tableau.a, tableau.b, tableau.c
-    conditions = [
+    conditions: list[list[tuple[Any, float]]] = [
         [(b.sum(), 1)],
         [(b @ c, 1 / 2)],
         [(b @ c**2, 1 / 3), (b @ a @ c, 1 / 6)],

@@ -90,7 +90,7 @@ def write_model(net: UNet2DModel, folder: Path) -> None:
     (folder / "deis.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def save_state(path: Path, **state) -> None:
+def save_state(path: Path, **state: object) -> None:
     with replacing(path) as partial:
         torch.save(state, partial)
 

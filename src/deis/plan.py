@@ -115,9 +115,10 @@ class Plan:
     def rows(self) -> tuple[Row, ...]:
         """The table row by row, in plain Python numbers, as a loop wants it."""
         accepts = (self.keep_x != 1) | (self.keep_p != 0).any(axis=1)
-        columns = (self.t[:-1], self.alpha[:-1], self.sigma[:-1], self.keep_x, self.keep_p, self.next_x, self.next_p, accepts)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return tuple(Row(*numbers, tuple(keep_p), next_x, tuple(next_p), a) for *numbers, keep_p, next_x, next_p, a in rows)
+        keep_p, next_p = (list(map(tuple, table.tolist())) for table in (self.keep_p, self.next_p))
+        at = (self.t[:-1].tolist(), self.alpha[:-1].tolist(), self.sigma[:-1].tolist())
+        columns = zip(*at, self.keep_x.tolist(), keep_p, self.next_x.tolist(), next_p, accepts.tolist(), strict=True)
+        return tuple(Row(*column) for column in columns)
 
     @property
     def ts(self) -> Array:

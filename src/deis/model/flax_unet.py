@@ -168,13 +168,13 @@ class FlaxUNet2D(nnx.Module):
         half = self.config["block_out_channels"][0] // 2
         # In float32 throughout, as diffusers does: at t = 1000 the last bit of a frequency moves the angle by 6e-5.
         exponent = np.float32(-math.log(10000)) * np.arange(half, dtype=np.float32) / np.float32(half - self.config["freq_shift"])
-        angle = t[:, None] * np.exp(exponent)
+        angle = t.astype(jnp.float32)[:, None] * np.exp(exponent)
         parts = [jnp.cos(angle), jnp.sin(angle)] if self.config["flip_sin_to_cos"] else [jnp.sin(angle), jnp.cos(angle)]
         return jnp.concatenate(parts, axis=-1)
 
 
-def load_flax_unet(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> FlaxUNet2D:
-    """Build the network and fill it with a PyTorch state, in float32.
+def load_flax_unet(config: Mapping[str, Any], weights: Mapping[str, np.ndarray], dtype: str = "float32") -> FlaxUNet2D:
+    """Build the network and fill it with a PyTorch state, in float32 or (where JAX's x64 is on) float64.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def load_flax_unet(config: Mapping[str, Any], weights: Mapping[str, np.ndarray])
     unet = FlaxUNet2D(config, nnx.Rngs(0))
     slots = {".".join(map(str, path)): slot for path, slot in nnx.to_flat_state(nnx.state(unet, nnx.Param))}
     for key, value in weights.items():
-        slot, array = _find_slot(slots, key, value.astype(np.float32))
+        slot, array = _find_slot(slots, key, value.astype(dtype))
         if slot is None or slot.get_value().shape != array.shape:
             raise ValueError(f"weight {key!r} of shape {value.shape} has no place in the network of the config")
         slot.set_value(jnp.asarray(array))

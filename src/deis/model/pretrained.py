@@ -88,7 +88,9 @@ class Pretrained:
         return self.net(x, self.time_scale * t, labels)
 
 
-def load_model(folder: str | os.PathLike[str] | None = None, backend: str = "torch", device: str | None = None) -> Pretrained:
+def load_model(
+    folder: str | os.PathLike[str] | None = None, backend: str = "torch", device: str | None = None, dtype: str = "float32"
+) -> Pretrained:
     """Load a trained network.
 
     Parameters
@@ -97,9 +99,11 @@ def load_model(folder: str | os.PathLike[str] | None = None, backend: str = "tor
         A diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
         Without it: the class-conditional MNIST network that ships with the library.
     backend : {"torch", "jax"}
-        torch runs diffusers' own module, JAX a Flax NNX module of the same weights; both in float32.
+        torch runs diffusers' own module, JAX a Flax NNX module of the same weights.
     device : str, optional
         Torch only, such as "cuda".
+    dtype : {"float32", "float64"}
+        The precision of the weights, and of the x that the model takes. JAX has float64 where x64 is on.
 
     Raises
     ------
@@ -112,9 +116,11 @@ def load_model(folder: str | os.PathLike[str] | None = None, backend: str = "tor
     """
     if backend not in ("torch", "jax"):
         raise ValueError(f"backend={backend!r} is unknown; the known ones are 'torch', 'jax'")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r} is unknown; the known ones are 'float32', 'float64'")
     if folder is None:
         with as_file(files("deis") / "assets" / "mnist") as path:
-            return load_model(path, backend, device)
+            return load_model(path, backend, device, dtype)
     folder = Path(folder)
     for name in ("config.json", "deis.json", "diffusion_pytorch_model.safetensors"):
         if not (folder / name).is_file():
@@ -126,7 +132,7 @@ def load_model(folder: str | os.PathLike[str] | None = None, backend: str = "tor
         sde = _read_schedule(about["schedule"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{os.fspath(folder / 'deis.json')!r} lacks {error}") from None
-    net = _load_torch(folder, device) if backend == "torch" else _load_jax(folder, config)
+    net = _load_torch(folder, device, dtype) if backend == "torch" else _load_jax(folder, config, dtype)
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return Pretrained(net, sde, shape=(config["in_channels"], height, width), **facts)
@@ -142,13 +148,13 @@ def _read_schedule(about: dict[str, Any]) -> Schedule:
     raise ValueError(f"schedule type {about['type']!r} is unknown; the known ones are 'vp_linear', 'vp_cosine', 'vp_discrete'")
 
 
-def _load_torch(folder: Path, device: str | None) -> Network:
+def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:
     try:
         import torch
         from diffusers import UNet2DModel
     except ImportError as error:
         raise ImportError(f"backend='torch' needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
-    unet = UNet2DModel.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False, local_files_only=True)
+    unet = UNet2DModel.from_pretrained(folder, torch_dtype=getattr(torch, dtype), low_cpu_mem_usage=False, local_files_only=True)
     unet = unet.to(device or "cpu").eval().requires_grad_(False)
 
     def net(x: Any, t: Any, labels: Any) -> Any:
@@ -159,7 +165,7 @@ def _load_torch(folder: Path, device: str | None) -> Network:
     return net
 
 
-def _load_jax(folder: Path, config: dict[str, Any]) -> Network:
+def _load_jax(folder: Path, config: dict[str, Any], dtype: str) -> Network:
     try:
         import jax.numpy as jnp
         from safetensors.numpy import load_file
@@ -167,7 +173,7 @@ def _load_jax(folder: Path, config: dict[str, Any]) -> Network:
         from .flax_unet import load_flax_unet
     except ImportError as error:
         raise ImportError(f"backend='jax' needs flax ({error}): pip install 'deis-samplers[jax]'") from error
-    unet = load_flax_unet(config, load_file(folder / "diffusion_pytorch_model.safetensors"))
+    unet = load_flax_unet(config, load_file(folder / "diffusion_pytorch_model.safetensors"), dtype)
 
     def net(x: Any, t: Any, labels: Any) -> Any:
         return unet(x, t, None if labels is None else jnp.asarray(labels))
