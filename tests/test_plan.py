@@ -90,6 +90,12 @@ def test_predictions_from_before_the_first_and_wasted_ones_are_refused() -> None
         dataclasses.replace(idle, keep_p=np.array([[idle.keep_p[0, 0]], [0.0]]))
 
 
+def test_wild_extrapolation_is_legal() -> None:
+    """Weights of five million, which cancel to five: no inconsistency, though no good sampler either."""
+    plan = deis.make_plan(deis.VPSDE.cosine(), "tab5", 5, ts_phase="rho")
+    assert np.abs(plan.keep_p).max() > 1e6
+
+
 def test_plans_are_frozen_and_compare_by_content() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PLAN.method = "other"  # type: ignore[misc]

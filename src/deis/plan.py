@@ -237,7 +237,9 @@ def _check_transport(plan: Plan) -> None:
     with np.errstate(all="ignore"):
         run_rows(plan, lambda i, x: p, _combine, exact[0], lambda i, x: states.append(x))
         error = np.abs(np.stack(states) - exact[1:]) / exact.max(axis=0)
-    wrong = ~(error.max(axis=1) < 1e-9)
+    # A polynomial far outside its nodes has weights of millions, whose own rounding is not an inconsistency.
+    weight = np.maximum.accumulate(np.abs(plan.keep_p).sum(axis=1) + np.abs(plan.next_p).sum(axis=1))
+    wrong = ~(error.max(axis=1) < 1e-9 + 1e-13 * weight)
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..plan import Plan
 
 
@@ -24,21 +26,23 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
     """Return what to tell each row's state: it filters out the stages; None where nobody listens."""
     if not (options.trajectory or options.callback or options.progress):
         return None
-    bar = _bar(plan) if options.progress else None
-    step = 0
+    number = np.cumsum([row.accepts for row in plan.rows]) - 1
+    bar: Any = None
 
+    # In JAX one observer serves every later call of a compiled function, so it keeps no count of its own.
     def observe(i: int, x: Any) -> None:
-        nonlocal step
+        nonlocal bar
         if not plan.rows[i].accepts:
             return
+        step = int(number[i])
         if options.trajectory:
             keep.append(x)
         if options.callback is not None:
             options.callback(step, float(plan.ts[step + 1]), x)
-        step += 1
-        if bar is not None:
+        if options.progress:
+            bar = _bar(plan) if step == 0 else bar
             bar.update()
-            if step == plan.num_step:
+            if step == plan.num_step - 1:
                 bar.close()
 
     return observe
