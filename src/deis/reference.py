@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .alphas import AlphaFn, AlphaInverse, cosine_alpha, linear_alpha
 from .grids import continuous_grid
 from .methods import make_plan
 from .run import sample
-from .sde import VPSDE, AlphaFn, AlphaInverse, Schedule, cosine_alpha, linear_alpha
+from .sde import VPSDE, Schedule
 
 METHODS = ("rho_rk", "rho_ab", "t_ab", "ipndm")
 
@@ -23,12 +24,12 @@ DiscreteVPSDE = VPSDE.discrete
 
 
 def get_linear_alpha_fns(beta_0: float, beta_1: float) -> tuple[AlphaFn, AlphaInverse]:
-    """Return t -> alpha(t), cumulative, and its inverse, for beta linear in t; see `deis.sde.linear_alpha`."""
+    """Return t -> alpha(t), cumulative, and its inverse, for beta linear in t; see `deis.alphas.linear_alpha`."""
     return linear_alpha(beta_0, beta_1)
 
 
 def get_cos_alpha_fns() -> tuple[AlphaFn, AlphaInverse]:
-    """Return t -> alpha(t), cumulative, and its inverse, of the cosine schedule; see `deis.sde.cosine_alpha`."""
+    """Return t -> alpha(t), cumulative, and its inverse, of the cosine schedule; see `deis.alphas.cosine_alpha`."""
     return cosine_alpha()
 
 

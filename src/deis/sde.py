@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from .foreign import array_namespace, call_in_float64
-
-Array = NDArray[np.float64]
-TimeFn = Callable[[Any], Any]
+from .alphas import Array, TimeFn, check_functions, cosine_alpha, linear_alpha, log_abar, t_of_log_abar, table_alpha
 
 
 class Schedule(abc.ABC):
@@ -105,126 +101,6 @@ def _check_span(schedule: Schedule) -> None:
         )
 
 
-# --- cumulative alphas -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AlphaFn:
-    """A cumulative alpha known by its logarithm: abar(t) = exp(log(t)).
-
-    Calling it takes a float or an array of NumPy, torch or JAX; `log` is what a schedule computes with, exact near t = 0.
-    """
-
-    log: TimeFn
-
-    def __call__(self, t: Any) -> Any:
-        return array_namespace(t).exp(self.log(t))
-
-
-@dataclass(frozen=True)
-class AlphaInverse:
-    """The inverse of an `AlphaFn`: t(abar), known as a function of log abar."""
-
-    of_log: TimeFn
-
-    def __call__(self, alpha: Any) -> Any:
-        return self.of_log(array_namespace(alpha).log(alpha))
-
-
-def linear_alpha(beta_0: float, beta_1: float) -> tuple[AlphaFn, AlphaInverse]:
-    r"""Return t -> abar(t) and its inverse for beta(t) = beta_0 + (beta_1 - beta_0) t.
-
-    log abar(t) = -(beta_0 t + (beta_1 - beta_0) t^2 / 2), score_sde's continuous VP schedule (arXiv 2011.13456).
-    """
-    if not (beta_0 >= 0 and beta_1 > 0 and math.isfinite(beta_0) and math.isfinite(beta_1)):
-        raise ValueError(f"beta_0={beta_0!r} must be at least 0 and beta_1={beta_1!r} greater than 0")
-    slope = beta_1 - beta_0
-
-    def log_alpha(t: Any) -> Any:
-        return -(beta_0 + 0.5 * slope * t) * t
-
-    def t_of_log(log_alpha: Any) -> Any:
-        # The root of beta_0 t + slope t^2 / 2 = -log abar that does not subtract its two terms.
-        root = (beta_0**2 - 2 * slope * log_alpha) ** 0.5
-        return -2 * log_alpha / (beta_0 + root)
-
-    def t_of_log_from_zero(log_alpha: Any) -> Any:
-        return (-2 * log_alpha / slope) ** 0.5
-
-    return AlphaFn(log_alpha), AlphaInverse(t_of_log if beta_0 > 0 else t_of_log_from_zero)
-
-
-def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
-    r"""Return t -> abar(t) and its inverse for abar = cos^2((t+s)/(1+s) pi/2) / cos^2(s/(1+s) pi/2).
-
-    Nichol & Dhariwal's cosine schedule (arXiv 2102.09672, eq. 17). alpha(1) = 0.
-    """
-    a, scale = s / (1 + s) * math.pi / 2, math.pi / 2 / (1 + s)
-
-    def log_alpha(t: Any) -> Any:
-        # 1 - abar = sin(2a + d) sin(d) / cos(a)^2 keeps every digit near t = 0; abar = sin(pi/2 - a - d)^2 / cos(a)^2 near t = 1.
-        xp = array_namespace(t)
-        t = xp.asarray(t)
-        d = scale * t
-        noise = xp.sin(2 * a + d) * xp.sin(d) / math.cos(a) ** 2
-        near_noise = 2 * xp.log(xp.sin(scale * (1 - t)) / math.cos(a))
-        return xp.where(noise < 0.5, xp.log1p(-noise), near_noise)
-
-    def t_of_log(log_alpha: Any) -> Any:
-        # tan(a + d)^2 = (sin(a)^2 + rho^2) / cos(a)^2 with rho^2 = 1/abar - 1; then tan(d) by the difference formula.
-        xp = array_namespace(log_alpha)
-        log_alpha = xp.asarray(log_alpha)
-        rho_2 = xp.expm1(-log_alpha)
-        root = xp.sqrt(math.sin(a) ** 2 + rho_2)
-        # tan(d) = num/den; written as atan2 so that rho -> infinity gives pi/2 - a.
-        num = rho_2 / (root + math.sin(a)) * math.cos(a)
-        den = math.cos(a) ** 2 + root * math.sin(a)
-        return xp.arctan2(num, den) / scale
-
-    return AlphaFn(log_alpha), AlphaInverse(t_of_log)
-
-
-def _table_alpha(alphas: Array) -> tuple[AlphaFn, AlphaInverse]:
-    """Return t -> abar(t), linear between the integer times of a table of cumulative alphas, and its inverse."""
-    times, rising = np.arange(len(alphas), dtype=np.float64), alphas[::-1]
-
-    def log_alpha(t: Any) -> Array:
-        return np.log(np.interp(t, times, alphas))
-
-    def t_of_log(log_alpha: Any) -> Array:
-        return np.interp(np.exp(log_alpha), rising, times[::-1])
-
-    return AlphaFn(log_alpha), AlphaInverse(t_of_log)
-
-
-def _log_abar(t2alpha_fn: TimeFn, t: ArrayLike) -> Array:
-    t = np.asarray(t, dtype=np.float64)
-    if isinstance(t2alpha_fn, AlphaFn):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(t2alpha_fn.log(t), dtype=np.float64)
-    alpha = call_in_float64(t2alpha_fn, t, "t2alpha_fn")
-    if not (np.all(alpha >= 0) and np.all(alpha <= 1)):
-        bad = t.ravel()[~((alpha >= 0) & (alpha <= 1)).ravel()][0].item()
-        raise ValueError(f"t2alpha_fn must return the cumulative alpha, in [0, 1], and does not at t={bad!r}")
-    with np.errstate(divide="ignore"):
-        return np.log(alpha)
-
-
-def _t_of_log_abar(alpha2t_fn: TimeFn, log_abar: Array) -> Array:
-    if isinstance(alpha2t_fn, AlphaInverse):
-        return np.asarray(alpha2t_fn.of_log(log_abar), dtype=np.float64)
-    return call_in_float64(alpha2t_fn, np.exp(log_abar), "alpha2t_fn")
-
-
-def _check_functions(t2alpha_fn: TimeFn, alpha2t_fn: TimeFn) -> None:
-    for argument, fn in (("t2alpha_fn", t2alpha_fn), ("alpha2t_fn", alpha2t_fn)):
-        if not callable(fn):
-            raise TypeError(f"{argument} must be a function of an array, and is {fn!r}")
-
-
-# --- families ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class VPSDE(Schedule):
     r"""Variance preserving: alpha = sqrt(abar(t)), sigma = sqrt(1 - abar(t)).
@@ -260,30 +136,30 @@ class VPSDE(Schedule):
     name: str = field(default="VPSDE(t2alpha_fn, alpha2t_fn)", repr=False)
 
     def __post_init__(self) -> None:
-        _check_functions(self.t2alpha_fn, self.alpha2t_fn)
+        check_functions(self.t2alpha_fn, self.alpha2t_fn)
         _check_span(self)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        return 0.5 * _log_abar(self.t2alpha_fn, t)
+        return 0.5 * log_abar(self.t2alpha_fn, t)
 
     def log_sigma(self, t: ArrayLike) -> Array:
         with np.errstate(divide="ignore"):
-            return 0.5 * np.log(-np.expm1(_log_abar(self.t2alpha_fn, t)))
+            return 0.5 * np.log(-np.expm1(log_abar(self.t2alpha_fn, t)))
 
     def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
-        return _t_of_log_abar(self.alpha2t_fn, -np.logaddexp(0.0, 2 * np.asarray(log_rho, dtype=np.float64)))
+        return t_of_log_abar(self.alpha2t_fn, -np.logaddexp(0.0, 2 * np.asarray(log_rho, dtype=np.float64)))
 
     def kinks(self) -> Array:
         return np.empty(0) if self.num_times is None else self.log_rho(np.arange(self.num_times))
 
     @classmethod
     def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> VPSDE:
-        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `linear_alpha`."""
+        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `deis.alphas.linear_alpha`."""
         return cls(*linear_alpha(beta_0, beta_1), sampling_eps, sampling_T, name=f"VPSDE.linear({beta_0!r}, {beta_1!r})")
 
     @classmethod
     def cosine(cls, s: float = 0.008, sampling_eps: float = 1e-3, sampling_T: float = 0.9946) -> VPSDE:
-        """Return the cosine schedule; see `cosine_alpha`.
+        """Return the cosine schedule; see `deis.alphas.cosine_alpha`.
 
         alpha(1) = 0, where a network that predicts eps says nothing of x_0 and the eps form has no meaning, so sampling
         starts at 0.9946 unless told otherwise, as DPM-Solver does (arXiv 2206.00927, appendix D).
@@ -319,7 +195,7 @@ class VPSDE(Schedule):
             )
         alphas.setflags(write=False)
         n = len(alphas)
-        return cls(*_table_alpha(alphas), 0.0, n - 1.0, num_times=n, name=f"VPSDE.discrete({n} times)")
+        return cls(*table_alpha(alphas), 0.0, n - 1.0, num_times=n, name=f"VPSDE.discrete({n} times)")
 
 
 @dataclass(frozen=True)
@@ -334,23 +210,23 @@ class SubVPSDE(Schedule):
     num_times: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_functions(self.t2alpha_fn, self.alpha2t_fn)
+        check_functions(self.t2alpha_fn, self.alpha2t_fn)
         _check_span(self)
 
     def log_alpha(self, t: ArrayLike) -> Array:
-        return 0.5 * _log_abar(self.t2alpha_fn, t)
+        return 0.5 * log_abar(self.t2alpha_fn, t)
 
     def log_sigma(self, t: ArrayLike) -> Array:
         with np.errstate(divide="ignore"):
-            return np.log(-np.expm1(_log_abar(self.t2alpha_fn, t)))
+            return np.log(-np.expm1(log_abar(self.t2alpha_fn, t)))
 
     def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
         # rho = (1 - abar) / sqrt(abar) = 2 sinh(-log(abar) / 2)
-        return _t_of_log_abar(self.alpha2t_fn, -2 * np.arcsinh(np.exp(np.asarray(log_rho, dtype=np.float64)) / 2))
+        return t_of_log_abar(self.alpha2t_fn, -2 * np.arcsinh(np.exp(np.asarray(log_rho, dtype=np.float64)) / 2))
 
     @classmethod
     def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> SubVPSDE:
-        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `linear_alpha`."""
+        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `deis.alphas.linear_alpha`."""
         return cls(*linear_alpha(beta_0, beta_1), sampling_eps, sampling_T, name=f"SubVPSDE.linear({beta_0!r}, {beta_1!r})")
 
 
