@@ -49,7 +49,7 @@ def main() -> None:
     ):
         for phase in ("t", "rho", "log"):
             errors = [worst_error(sde, exact, order, phase) for order in range(6)]
-            weights, sums = (" ".join(f"{error[k]:.0e}" for error in errors) for k in (0, 1))
+            weights, sums = (" ".join(f"{error[k]:.1e}" for error in errors) for k in (0, 1))
             print(f"{name} VP, {phase:3} grid, orders 0 to 5, steps {STEPS}: weights {weights}; row sums {sums}", flush=True)
 
 
