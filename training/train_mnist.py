@@ -1,6 +1,6 @@
 """Train the class-conditional MNIST network that ships inside the package.
 
-    python training/train_mnist.py --data mnist.npz --out src/deis/assets/mnist
+    python training/train_mnist.py --data mnist.npz --out src/deis/assets/mnist --epochs 10
 
 The network is diffusers' `UNet2DModel` (16/32/64 channels, 0.69 M parameters) on the continuous linear VP
 schedule, beta_0 = 0.01 and beta_1 = 20, trained to predict eps under the mean squared error with t uniform in

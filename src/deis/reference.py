@@ -18,8 +18,6 @@ from .methods import make_plan
 from .run import sample
 from .sde import VPSDE, Schedule
 
-METHODS = ("rho_rk", "rho_ab", "t_ab", "ipndm")
-
 DiscreteVPSDE = VPSDE.discrete
 
 
@@ -66,7 +64,7 @@ def get_sampler(
     """
     names = {"rho_rk": f"rhork_{rk_method}", "rho_ab": f"rhoab{ab_order}", "t_ab": f"tab{ab_order}", "ipndm": "ipndm"}
     if method not in names:
-        raise ValueError(f"method={method!r} is unknown; the known ones are {', '.join(map(repr, METHODS))}")
+        raise ValueError(f"method={method!r} is unknown; the known ones are {', '.join(map(repr, names))}")
     if method == "ipndm":
         ts_phase, ts_order = "t", 1.0
     plan = make_plan(sde, names[method], ts=_reference_grid(sde, num_step, ts_phase, ts_order))

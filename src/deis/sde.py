@@ -79,12 +79,17 @@ class Schedule(abc.ABC):
 
     def t_of_rho(self, rho: ArrayLike) -> Array:
         """Return the time at which sigma/alpha = rho."""
-        with np.errstate(divide="ignore"):
-            return self.t_of_log_rho(np.log(np.asarray(rho, dtype=np.float64)))
+        return self.t_of_log_rho(_log(rho))
 
     def kinks(self) -> Array:
         """Return the increasing values of log rho between which t(log rho) is smooth; empty where it is smooth throughout."""
         return np.empty(0)
+
+
+def _log(x: ArrayLike) -> Array:
+    """Return log x in float64, -inf at 0, which is legal here."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(x, dtype=np.float64))
 
 
 def _check_span(schedule: Schedule) -> None:
@@ -276,8 +281,7 @@ class EDM(Schedule):
         return np.zeros(np.shape(t))
 
     def log_sigma(self, t: ArrayLike) -> Array:
-        with np.errstate(divide="ignore"):
-            return np.log(np.asarray(t, dtype=np.float64))
+        return _log(t)
 
     def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
         return np.exp(np.asarray(log_rho, dtype=np.float64))
@@ -303,8 +307,7 @@ class FlowMatching(Schedule):
             return np.log1p(-np.asarray(t, dtype=np.float64))
 
     def log_sigma(self, t: ArrayLike) -> Array:
-        with np.errstate(divide="ignore"):
-            return np.log(np.asarray(t, dtype=np.float64))
+        return _log(t)
 
     def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
         return expit(np.asarray(log_rho, dtype=np.float64))
