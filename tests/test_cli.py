@@ -63,7 +63,7 @@ def test_plan_prints_and_saves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["plan", "--method", "foo"], "rhork_3kutta"),
+        (["plan", "--method", "foo"], "rhork_<tableau>"),
         (["plan", "--steps", 0], "num_step=0"),
         (["plan", "--schedule", "flow", "--grid", "rho"], "alpha is 0"),
         (["sample", "--class", 11], "0 ... 9"),

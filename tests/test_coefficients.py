@@ -1,11 +1,13 @@
 """Coefficients against mpmath, and the identities that they obey."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
 
 import deis
-from deis.methods.adams import adams_weights, clock_rho, clock_t
+from deis.methods.adams import CLOCKS
 
 from .oracle import exact_cosine, exact_linear, exact_weights
 
@@ -59,20 +61,20 @@ def test_weights_sum_to_the_ddim_weight(sde: deis.Schedule, order: int) -> None:
         assert np.all(np.abs(tab.keep_p.sum(axis=1) - ddim) <= 1e-13 * np.abs(tab.keep_p).max(axis=1) + 4e-16)
 
 
-@pytest.mark.parametrize("clock", [clock_t, clock_rho])
+@pytest.mark.parametrize("clock", CLOCKS)
 @pytest.mark.parametrize("form", ["eps", "data"])
 @pytest.mark.parametrize("order", [0, 1, 2, 4, 7])
-def test_polynomials_in_the_clock_are_integrated_exactly(clock: object, form: str, order: int) -> None:
+def test_polynomials_in_the_clock_are_integrated_exactly(clock: str, form: Literal["eps", "data"], order: int) -> None:
     """The order conditions: p = u^m for m <= order, against adaptive quadrature of the integral itself."""
     sde = deis.VPSDE.linear()
     ts = deis.make_grid(sde, 12)
-    c_p = adams_weights(sde, ts, order, clock, form)[1]  # type: ignore[arg-type]
+    c_p = deis.make_plan(sde, deis.adams(form, clock, order), ts=ts).keep_p
     i = 9
     nodes = ts[i - np.arange(order + 1)]
-    scale = clock(sde, nodes, sde.log_rho(nodes)).max()  # type: ignore[operator]
+    scale = np.abs(CLOCKS[clock](sde, nodes, sde.log_rho(nodes))).max()
 
     def u(t: np.ndarray) -> np.ndarray:
-        return clock(sde, t, sde.log_rho(t)) / scale  # type: ignore[operator]
+        return CLOCKS[clock](sde, t, sde.log_rho(t)) / scale
 
     for m in range(order + 1):
         if form == "eps":
@@ -87,6 +89,7 @@ def test_polynomials_in_the_clock_are_integrated_exactly(clock: object, form: st
 @pytest.mark.parametrize("sde", EVERY[:-1], ids=lambda s: s.name)
 def test_order_zero_is_ddim_in_every_clock(sde: deis.Schedule) -> None:
     plans = [deis.make_plan(sde, name, 7) for name in ("ddim", "tab0", "rhoab0", "ipndm1", "rhork_1euler")]
+    plans += [deis.make_plan(sde, deis.adams("eps", clock, 0), 7) for clock in CLOCKS]
     alpha, sigma = plans[0].alpha, plans[0].sigma
     for plan in plans:
         np.testing.assert_allclose(plan.keep_x, alpha[1:] / alpha[:-1], rtol=1e-13)
@@ -94,13 +97,13 @@ def test_order_zero_is_ddim_in_every_clock(sde: deis.Schedule) -> None:
 
 
 def test_the_two_forms_of_ddim_are_one_update() -> None:
-    """x0 = (x - sigma eps) / alpha turns one into the other."""
+    """x0 = (x - sigma eps) / alpha turns one into the other, in every clock."""
     sde = deis.VPSDE.linear()
-    ts = deis.make_grid(sde, 9)
-    alpha, sigma = sde.alpha(ts[:-1]), sde.sigma(ts[:-1])
-    (psi_e, c_e), (psi_d, c_d) = (adams_weights(sde, ts, 0, clock_t, form) for form in ("eps", "data"))
-    np.testing.assert_allclose(psi_d + c_d[:, 0] / alpha, psi_e, rtol=1e-12)
-    np.testing.assert_allclose(-c_d[:, 0] * sigma / alpha, c_e[:, 0], rtol=1e-12)
+    for clock in CLOCKS:
+        eps, data = (deis.make_plan(sde, deis.adams(form, clock, 0), 9) for form in ("eps", "data"))  # type: ignore[arg-type]
+        alpha, sigma = eps.alpha[:-1], eps.sigma[:-1]
+        np.testing.assert_allclose(data.keep_x + data.keep_p[:, 0] / alpha, eps.keep_x, rtol=1e-12)
+        np.testing.assert_allclose(-data.keep_p[:, 0] * sigma / alpha, eps.keep_p[:, 0], rtol=1e-12)
 
 
 def test_flow_matching_ddim_is_euler_on_the_velocity() -> None:

@@ -2,10 +2,13 @@
 
 from .grids import make_grid
 from .methods import get_method, make_plan
-from .methods.adams import rho_ab, t_ab
-from .methods.ipndm import ipndm
+from .methods.adams import adams
 from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
+from .model.guidance import classifier_free, classifier_guided, guided
+from .model.norm import measure_norm
+from .model.predictions import Denoiser, edm_preconditioned
 from .model.pretrained import Pretrained, load_model
+from .model.threshold import dynamic_threshold, static_threshold
 from .plan import Plan, load_plan
 from .run import sample
 from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
@@ -18,19 +21,25 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "ButcherTableau",
+    "Denoiser",
     "FlowMatching",
     "Plan",
     "Pretrained",
     "Schedule",
     "SubVPSDE",
+    "adams",
+    "classifier_free",
+    "classifier_guided",
+    "dynamic_threshold",
+    "edm_preconditioned",
     "get_method",
-    "ipndm",
+    "guided",
     "load_model",
     "load_plan",
     "make_grid",
     "make_plan",
-    "rho_ab",
+    "measure_norm",
     "rho_rk",
     "sample",
-    "t_ab",
+    "static_threshold",
 ]

@@ -155,20 +155,17 @@ def _runner(plan: Plan, model: Pretrained, backend: str, device: str | None, gui
     """Return run(noise, labels, callback) -> samples, NumPy in and out."""
     compiled: dict[bytes | None, Callable[[Any], Any]] = {}
 
-    def conditional(labels: Any) -> Callable[[Any, Any], Any]:
-        return model if labels is None else model.conditional(labels, guidance)
-
     def run_torch(noise: Images, labels: Any, callback: Any) -> Images:
         import torch
 
         x_T = torch.from_numpy(noise).to(device or "cpu")
-        return sample(plan, conditional(labels), x_T, predicts=model.predicts, callback=callback).cpu().numpy()
+        return sample(plan, model.conditional(labels, guidance), x_T, callback=callback).cpu().numpy()
 
     def run_jax(noise: Images, labels: Any, callback: Any) -> Images:
         import jax
 
         def run(x_T: jax.Array) -> jax.Array:
-            return sample(plan, conditional(labels), x_T, predicts=model.predicts, callback=callback)
+            return sample(plan, model.conditional(labels, guidance), x_T, callback=callback)
 
         # Batches of the same labels share one compilation; those of whole rounds of classes do.
         key = None if labels is None else labels.tobytes()

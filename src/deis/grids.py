@@ -9,10 +9,11 @@ from .sde import Schedule
 
 Array = NDArray[np.float64]
 
-PHASES = ("t", "rho", "log")
+DEFAULT_ORDER = {"t": 2.0, "rho": 7.0, "log": 1.0}
+PHASES = tuple(DEFAULT_ORDER)
 
 
-def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float = 2.0) -> Array:
+def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
     """Return num_step + 1 decreasing times from `schedule.t_start` to `schedule.t_end`.
 
     Parameters
@@ -22,8 +23,8 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     ts_phase : {"t", "rho", "log"}
         The quantity that is spaced evenly: t^(1/ts_order); rho^(1/ts_order), where ts_order=7 is the grid of Karras et al.
         (arXiv 2206.00364, eq. 5); or log rho, where ts_order has no meaning.
-    ts_order : float
-        The power, greater than 0.
+    ts_order : float, optional
+        The power, greater than 0; by default 2 for t and 7 for rho.
 
     Returns
     -------
@@ -40,12 +41,14 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     return ts if schedule.num_times is None else _distinct_integers(ts, schedule.num_times)
 
 
-def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float = 2.0) -> Array:
+def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
     """Return the grid of `make_grid` without its last step, the rounding to distinct integers for a discrete schedule."""
     if isinstance(num_step, bool) or int(num_step) != num_step or num_step < 1:
         raise ValueError(f"num_step={num_step!r} must be a whole number of at least 1")
     if ts_phase not in PHASES:
         raise ValueError(f"ts_phase={ts_phase!r} is unknown; the known ones are {', '.join(map(repr, PHASES))}")
+    if ts_order is None:
+        ts_order = DEFAULT_ORDER[ts_phase]
     if not 0 < ts_order < np.inf:
         raise ValueError(f"ts_order={ts_order!r} must be a positive number")
     start, end = schedule.t_start, schedule.t_end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,25 +17,37 @@ from .files import replacing
 from .machine import run_rows
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 FORMAT = "deis.plan"
-VERSION = 1
-_TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "next_x": 1, "next_p": 2}
-_TEXTS = ("form", "method", "grid", "schedule")
+VERSION = 2
+_TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "keep_z": 1, "next_x": 1, "next_p": 2, "guess": 1}
+_FLAGS = ("accepts", "calls")
+_TEXTS = ("form", "method", "grid", "schedule", "fitted")
 
 
 class Row(NamedTuple):
-    """One evaluation, as plain Python numbers; see `Plan`."""
+    """One row, as plain Python numbers; see `Plan`."""
 
     t: float
     alpha: float
     sigma: float
     keep_x: float
     keep_p: tuple[float, ...]
+    keep_z: float
     next_x: float
     next_p: tuple[float, ...]
+    guess: float
     accepts: bool
-    """False for a stage: the row leaves the accepted state as it was."""
+    calls: bool
+
+
+def _default() -> Array:
+    return np.empty(0)
+
+
+def _default_flags() -> Flags:
+    return np.empty(0, dtype=bool)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,7 +59,7 @@ class Plan:
 
         p       = prediction at (x, t[i])
         history = [p, *history][:W]
-        base    = keep_x[i] * base + sum_j keep_p[i, j] * history[j]
+        base    = keep_x[i] * base + sum_j keep_p[i, j] * history[j] + keep_z[i] * fresh standard normal noise
         x       = next_x[i] * base + sum_j next_p[i, j] * history[j]
 
     Attributes
@@ -58,19 +70,30 @@ class Plan:
         The schedule at these times.
     keep_x, next_x : arrays of shape (n,)
     keep_p, next_p : arrays of shape (n, W)
+    keep_z : array of shape (n,), optional
+        The noise of a stochastic method; by default 0, and no random number is drawn for a row where it is.
+    accepts : array of bool of shape (n,), optional
+        False for a stage: the x after the row is no state to be reported. By default a row accepts where it changes base.
+    calls : array of bool of shape (n,), optional
+        False for a row without an evaluation, whose p is guess[i] * x; by default every row makes one.
+    guess : array of shape (n,), optional
+        See calls; 0 by default, and where a row calls.
     form : {"eps", "data"}
         What p stands for: the noise eps or the data x_0.
     discrete : bool
         Whether the model is given integer times.
     method, grid, schedule : str
         What the plan was made from, for the reader.
+    fitted : str
+        What the coefficients were fitted to, such as the measured norm of a network's predictions; empty for the exact methods.
 
     Raises
     ------
     ValueError
-        Where the shapes disagree, a number is not finite, times do not decrease from step to step, a row uses a prediction
-        from before the first or makes one that nothing uses, or the table does not carry alpha x_0 + sigma eps exactly from
-        each time to the next. That last test, for constant x_0 and eps, is the partition of unity of every method at once.
+        Where the shapes disagree, a number is not finite, times do not decrease from step to step (those of a stochastic plan
+        may rise by its noise), a row uses a prediction from before the first or makes one that nothing uses, or the table
+        does not carry alpha x_0 + sigma eps exactly from each time to the next, where independent noise adds in squares. That
+        last test, for constant x_0 and eps, is the partition of unity of every method at once; a fitted plan is free of it.
 
     Notes
     -----
@@ -85,26 +108,45 @@ class Plan:
     keep_p: Array
     next_x: Array
     next_p: Array
+    keep_z: Array = field(default_factory=_default)
+    accepts: Flags = field(default_factory=_default_flags)
+    calls: Flags = field(default_factory=_default_flags)
+    guess: Array = field(default_factory=_default)
     form: str = "eps"
     discrete: bool = False
     method: str = ""
     grid: str = ""
     schedule: str = ""
+    fitted: str = ""
 
     def __post_init__(self) -> None:
         for name in _TABLES:
             array = np.array(getattr(self, name), dtype=np.float64)
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            self._freeze(name, np.zeros(len(self.keep_x)) if name in ("keep_z", "guess") and array.size == 0 else array)
         _check_shapes(self)
+        moves = (self.keep_x != 1) | (self.keep_p != 0).any(axis=1) | (self.keep_z != 0)
+        for name, default in (("accepts", moves), ("calls", np.ones_like(moves))):
+            flags = np.array(getattr(self, name))
+            self._freeze(name, default if flags.size == 0 else flags)
+        _check_flags(self)
         _check_times(self)
         _check_use(self)
-        _check_transport(self)
+        if not self.fitted:
+            _check_transport(self)
 
-    @property
+    def _freeze(self, name: str, array: NDArray[Any]) -> None:
+        array.setflags(write=False)
+        object.__setattr__(self, name, array)
+
+    @cached_property
     def nfe(self) -> int:
         """The number of network evaluations."""
-        return len(self.rows)
+        return int(self.calls.sum())
+
+    @cached_property
+    def stochastic(self) -> bool:
+        """Whether the plan adds noise, so that `deis.sample` needs an `rng`."""
+        return bool((self.keep_z != 0).any())
 
     @property
     def window(self) -> int:
@@ -114,17 +156,14 @@ class Plan:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table row by row, in plain Python numbers, as a loop wants it."""
-        accepts = (self.keep_x != 1) | (self.keep_p != 0).any(axis=1)
-        keep_p, next_p = (list(map(tuple, table.tolist())) for table in (self.keep_p, self.next_p))
-        at = (self.t[:-1].tolist(), self.alpha[:-1].tolist(), self.sigma[:-1].tolist())
-        columns = zip(*at, self.keep_x.tolist(), keep_p, self.next_x.tolist(), next_p, accepts.tolist(), strict=True)
-        return tuple(Row(*column) for column in columns)
+        columns = {name: getattr(self, name).tolist()[: len(self.keep_x)] for name in Row._fields}
+        columns["keep_p"], columns["next_p"] = map(tuple, columns["keep_p"]), map(tuple, columns["next_p"])
+        return tuple(Row(*row) for row in zip(*columns.values(), strict=True))
 
     @property
     def ts(self) -> Array:
         """The times of the accepted states, from the start to the end: those of a trajectory."""
-        accepts = [row.accepts for row in self.rows]
-        return np.concatenate([self.t[:1], self.t[1:][accepts]])
+        return np.concatenate([self.t[:1], self.t[1:][self.accepts]])
 
     @property
     def num_step(self) -> int:
@@ -144,7 +183,7 @@ class Plan:
     def _content(self) -> str:
         """The plan as canonical JSON; Python prints the shortest decimal that reads back as the same float64."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        content.update({name: content[name].tolist() for name in _TABLES})
+        content.update({name: content[name].tolist() for name in (*_TABLES, *_FLAGS)})
         return json.dumps(content, allow_nan=False, sort_keys=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -186,8 +225,8 @@ def _check_shapes(plan: Plan) -> None:
     n, window = plan.keep_p.shape
     if n < 1 or window < 1:
         raise ValueError(f"keep_p must have at least one row and one column, and has shape {plan.keep_p.shape}")
-    shapes = {"t": (n + 1,), "alpha": (n + 1,), "sigma": (n + 1,), "keep_x": (n,), "next_x": (n,), "next_p": (n, window)}
-    for name, shape in shapes.items():
+    shapes: dict[str, tuple[int, ...]] = {"t": (n + 1,), "alpha": (n + 1,), "sigma": (n + 1,), "next_p": (n, window)}
+    for name, shape in (shapes | dict.fromkeys(("keep_x", "keep_z", "next_x", "guess"), (n,))).items():
         if getattr(plan, name).shape != shape:
             raise ValueError(
                 f"{name} must have shape {shape} beside keep_p of {plan.keep_p.shape}, and has {getattr(plan, name).shape}"
@@ -201,13 +240,29 @@ def _check_shapes(plan: Plan) -> None:
             raise ValueError(f"{name}={getattr(plan, name)!r} must be a string")
 
 
+def _check_flags(plan: Plan) -> None:
+    for name in _FLAGS:
+        flags = getattr(plan, name)
+        if flags.dtype != np.bool_ or flags.shape != plan.keep_x.shape:
+            raise ValueError(f"{name} must be bool of shape {plan.keep_x.shape}, and is {flags.dtype} of shape {flags.shape}")
+    if not plan.calls.any():
+        raise ValueError("calls is False in every row: a plan must evaluate the network at least once")
+    if (plan.guess[plan.calls] != 0).any():
+        raise ValueError(f"guess={plan.guess.tolist()} must be 0 in every row that calls the network")
+    if not plan.accepts[-1]:
+        raise ValueError("accepts is False in the last row, which must reach a state: its keep_x is 1 and its keep_p is 0")
+
+
 def _check_times(plan: Plan) -> None:
-    if not (np.diff(plan.ts) < 0).all():
+    step: NDArray[np.intp] = np.cumsum(plan.accepts) - plan.accepts  # of each row
+    if plan.stochastic:
+        falls = within = bool((plan.t[-1] < plan.t[:-1]).all())
+    else:
+        falls = bool((np.diff(plan.ts) < 0).all())
+        within = bool(((plan.t[:-1] <= plan.ts[step]) & (plan.t[:-1] >= plan.ts[step + 1])).all())
+    if not falls:
         raise ValueError(f"t must decrease from step to step, and the steps are at {plan.ts.tolist()}")
-    step = np.concatenate([[0], np.cumsum([row.accepts for row in plan.rows])])[:-1]
-    if not plan.rows[-1].accepts:
-        raise ValueError("the last row must accept a state: its keep_x is 1 and its keep_p is 0")
-    if not ((plan.t[:-1] <= plan.ts[step]) & (plan.t[:-1] >= plan.ts[step + 1])).all():
+    if not within:
         raise ValueError(f"t of every stage must lie within its step, and t is {plan.t.tolist()}")
     if plan.discrete and (plan.t != np.rint(plan.t)).any():
         raise ValueError(f"t must be whole numbers in a discrete plan, and is {plan.t.tolist()}")
@@ -225,7 +280,7 @@ def _check_use(plan: Plan) -> None:
             raise ValueError(
                 f"row {i} uses a prediction from before the first: it has {i + 1}, and weights {plan.keep_p[i].tolist()}"
             )
-        if not any(weight[i + j, j] for j in range(min(window, n - i))):
+        if plan.calls[i] and not any(weight[i + j, j] for j in range(min(window, n - i))):
             raise ValueError(f"row {i} wastes an evaluation: no row gives the prediction at t={plan.t[i].item()!r} any weight")
 
 
@@ -234,8 +289,12 @@ def _check_transport(plan: Plan) -> None:
     states: list[Array] = []
     p = np.array([0.0, 1.0]) if plan.form == "eps" else np.array([1.0, 0.0])
     exact = np.stack([plan.alpha, plan.sigma], axis=1)
+
+    def add_noise(keep_z: float, x: Array) -> Array:
+        return np.array([x[0], np.hypot(x[1], keep_z)])
+
     with np.errstate(all="ignore"):
-        run_rows(plan, lambda i, x: p, _combine, exact[0], lambda i, x: states.append(x))
+        run_rows(plan, lambda i, x: p, _combine, exact[0], lambda i, x: states.append(x), add_noise)
         error = np.abs(np.stack(states) - exact[1:]) / exact.max(axis=0)
     # A polynomial far outside its nodes has weights of millions, whose own rounding is not an inconsistency.
     weight = np.maximum.accumulate(np.abs(plan.keep_p).sum(axis=1) + np.abs(plan.next_p).sum(axis=1))
@@ -244,7 +303,7 @@ def _check_transport(plan: Plan) -> None:
         i = int(np.argmax(wrong))
         raise ValueError(
             f"row {i} is inconsistent: from alpha x_0 + sigma eps it goes to {states[i].tolist()} in place of "
-            f"(alpha, sigma)={exact[i + 1].tolist()} at t={plan.t[i + 1].item()!r}; check keep_x, keep_p, next_x and next_p"
+            f"(alpha, sigma)={exact[i + 1].tolist()} at t={plan.t[i + 1].item()!r}; check keep_x, keep_p, keep_z, next_x and next_p"
         )
 
 
@@ -258,21 +317,25 @@ def _combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array,
 def _describe(plan: Plan, most: int = 12) -> str:
     """Lay the table out like a Butcher tableau: times to the left, weights to the right; the middle of a long one left out."""
     title = f"Plan {plan.method or 'of unknown method'}: {plan.nfe} evaluations in {plan.num_step} steps, {plan.form} form"
-    about = ", ".join(text for text in (plan.schedule, plan.grid) if text)
-    staged = not all(row.accepts for row in plan.rows) or (plan.next_x != 1).any() or (plan.next_p != 0).any()
-    shown = list(range(plan.nfe)) if plan.nfe <= most else [*range(most // 2), -1, *range(plan.nfe - most // 2, plan.nfe)]
+    about = ", ".join(text for text in (plan.schedule, plan.grid, plan.fitted and f"fitted to {plan.fitted}") if text)
+    staged = not plan.accepts.all() or (plan.next_x != 1).any() or (plan.next_p != 0).any()
+    n = len(plan.rows)
+    shown = list(range(n)) if n <= most else [*range(most // 2), -1, *range(n - most // 2, n)]
 
     def numbers(c_x: float, c_p: Array) -> str:
         return f"{c_x:9.5f} | " + " ".join(f"{c:10.6f}" if c else f"{'.':>10}" for c in c_p)
 
     head = f"{'t':>10} | {'keep_x':>9} | {'keep_p, newest first':<{11 * plan.window - 1}}"
-    lines = [title, *([about] if about else []), head + (f" || {'next_x':>9} | next_p" if staged else "")]
+    noise = f" | {'keep_z':>9}" if plan.stochastic else ""
+    lines = [title, *([about] if about else []), head + noise + (f" || {'next_x':>9} | next_p" if staged else "")]
     for i in shown:
         if i < 0:
             lines.append(f"{'...':>10} |")
             continue
         line = f"{plan.t[i]:10.6g} | {numbers(plan.keep_x[i], plan.keep_p[i])}"
-        lines.append(line + (f" || {numbers(plan.next_x[i], plan.next_p[i])}" if staged else ""))
+        line += f" | {plan.keep_z[i]:9.5f}" if plan.stochastic else ""
+        line += f" || {numbers(plan.next_x[i], plan.next_p[i])}" if staged else ""
+        lines.append(line + ("" if plan.calls[i] else f"  (no call: p = {plan.guess[i]:.5f} x)"))
     return "\n".join([*lines, f"{plan.t[-1]:10.6g} |"])
 
 
@@ -316,6 +379,9 @@ def _parse(data: bytes) -> Plan:
     for name, ndim in _TABLES.items():
         if not _is_table(content[name], ndim):
             raise ValueError(f"its {name} is not a table of numbers of {ndim} dimension(s)")
+    for name in _FLAGS:
+        if not (isinstance(content[name], list) and all(type(flag) is bool for flag in content[name])):
+            raise ValueError(f"its {name} is not a list of true and false")
     plan = Plan(**content)
     if document["sha256"] != _digest(plan._content):
         raise ValueError("its numbers were changed after it was saved (the checksum differs); build the plan anew and save it")

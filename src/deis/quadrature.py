@@ -6,7 +6,11 @@ For a step from time s to time t < s, with lambda = log rho, the weight of the p
     data form:   sigma(t) * integral over [1/rho(s), 1/rho(t)] of l_j(u) d(1/rho)
 
 (Zhang & Chen, arXiv 2204.13902, eq. 15, in these variables), where l_j are the Lagrange polynomials through the nodes in the
-clock u. Gauss-Legendre in log rho, panel by panel, gets it to rounding with the values of the schedule alone.
+clock u. Where the step renews part of the noise, at the rate tau (arXiv 2309.05019, eq. 15), d(1/rho) becomes
+
+    rho(t)^(tau^2) d(rho^-(1 + tau^2))
+
+Gauss-Legendre in log rho, panel by panel, gets it to rounding with the values of the schedule alone.
 """
 
 from __future__ import annotations
@@ -23,13 +27,25 @@ Array = NDArray[np.float64]
 Clock = Callable[[Schedule, Array, Array], Array]
 """u(schedule, t, log_rho), increasing in t."""
 Form = Literal["eps", "data"]
+Norm = Callable[[Array], Array]
+"""c(t) > 0, the size of the predictions at time t."""
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 _PANEL = 3.0  # widest panel in log rho; wider ones lose digits at 32 points
 _REACH = 40.0  # e^-40 is below the rounding of the whole: where an integral reaches rho = 0 or infinity it ends here
 
 
-def lagrange_integrals(schedule: Schedule, clock: Clock, form: Form, node_t: Array, start: Array, end: Array) -> Array:
+def lagrange_integrals(
+    schedule: Schedule,
+    clock: Clock,
+    form: Form,
+    node_t: Array,
+    start: Array,
+    end: Array,
+    *,
+    tau: float | Array = 0.0,
+    norm: Norm | None = None,
+) -> Array:
     """Integrate the Lagrange polynomials of each step's nodes over the step.
 
     Parameters
@@ -42,12 +58,18 @@ def lagrange_integrals(schedule: Schedule, clock: Clock, form: Form, node_t: Arr
         The times of the predictions, newest first.
     start, end : arrays of shape (steps,)
         The times s > t of each step.
+    tau : float or array of shape (steps,)
+        The rate of renewal of the noise; the data form only.
+    norm : callable, optional
+        c(t): the polynomials go through p_j / c(t_j), and their sum is multiplied by c again (arXiv 2311.00157).
 
     Returns
     -------
     array of shape (steps, k)
-        The weights C; each row sums to the weight of the constant, alpha(t) (rho(t) - rho(s)) or sigma(t) (1/rho(t) - 1/rho(s)).
+        The weights C; without norm each row sums to the weight of the constant, alpha(t) (rho(t) - rho(s)) or sigma(t) (1/rho(t) -
+        1/rho(s)), or with tau alpha(t) (1 - (rho(t)/rho(s))^(1 + tau^2)).
     """
+    power = np.ones(len(start)) if form == "eps" else np.broadcast_to(1 + np.square(tau), start.shape)
     high, low, alpha = schedule.log_rho(start), schedule.log_rho(end), schedule.alpha(end)
     if form == "eps":
         low = np.maximum(low, high - _REACH)
@@ -61,9 +83,12 @@ def lagrange_integrals(schedule: Schedule, clock: Clock, form: Form, node_t: Arr
     half = (right - left)[:, None] / 2
     log_rho = (right + left)[:, None] / 2 + half * _POINTS
     decay = high[row][:, None] - log_rho if form == "eps" else log_rho - low[row][:, None]
-    u = clock(schedule, schedule.t_of_log_rho(log_rho), log_rho)
-    basis = _lagrange(u, _node_clock(schedule, clock, node_t)[row])
-    panel = np.einsum("pq,pqj->pj", half * _WEIGHTS * np.exp(-decay), basis)
+    rate = power[row][:, None]
+    t = schedule.t_of_log_rho(log_rho)
+    basis = _lagrange(clock(schedule, t, log_rho), _node_clock(schedule, clock, node_t)[row])
+    if norm is not None:
+        basis = basis * norm(t)[..., None] / norm(node_t)[row][:, None, :]
+    panel = np.einsum("pq,pqj->pj", half * _WEIGHTS * rate * np.exp(-rate * decay), basis)
     first = np.flatnonzero(np.diff(row, prepend=-1))
     return scale[:, None] * np.add.reduceat(panel, first, axis=0)
 

@@ -1,59 +1,35 @@
-"""Methods: each a function from (schedule, times) to a plan; and the registry of their names."""
+"""Methods: each a function from (schedule, times) to a plan; and `make_plan`, which calls one."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ..grids import custom_grid, make_grid
+from ..grids import DEFAULT_ORDER, custom_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule
-from .adams import rho_ab, t_ab
-from .ipndm import ipndm
-from .runge_kutta import TABLEAUX, rho_rk
+from .adams import Array, Builder
+from .registry import KNOWN, find, get_method
+from .singlestep import SingleStep
 
-Method = Callable[[Schedule, NDArray[np.float64], str], Plan]
-"""A builder: method(schedule, ts, grid) -> Plan, with ts decreasing, one time more than steps, and grid its name."""
-
-KNOWN = "'ddim', 'tab0', 'tab1', ... (any order), 'rhoab0', 'rhoab1', ... (any order), 'ipndm1' to 'ipndm4', 'ipndm', " + ", ".join(
-    f"'rhork_{name}'" for name in TABLEAUX
-)
-
-
-def get_method(name: str) -> Method:
-    """Return the builder of a registered name.
-
-    ``ddim``; ``tab<q>`` and ``rhoab<q>``, the exponential Adams-Bashforth methods of polynomial degree q; ``ipndm<p>`` of p
-    predictions, ``ipndm`` being ``ipndm4``; ``rhork_<tableau>``.
-
-    Raises
-    ------
-    ValueError
-        For any other name; it lists the known ones.
-    """
-    if name == "ddim":
-        return t_ab(0, name)
-    if name == "ipndm":
-        return ipndm(4)
-    if match := re.fullmatch(r"(tab|rhoab|ipndm)(\d{1,3})", name):
-        return {"tab": t_ab, "rhoab": rho_ab, "ipndm": ipndm}[match[1]](int(match[2]))
-    if name.startswith("rhork_"):
-        return rho_rk(name.removeprefix("rhork_"))
-    raise ValueError(f"method={name!r} is unknown; the known ones are {KNOWN}, or a function (schedule, ts, grid) -> Plan")
+__all__ = ["KNOWN", "Builder", "get_method", "make_plan"]
 
 
 def make_plan(
     sde: Schedule,
-    method: str | Method = "tab3",
+    method: str | Builder = "tab3",
     num_step: int | None = None,
-    ts_phase: str = "t",
-    ts_order: float = 2.0,
+    ts_phase: str | None = None,
+    ts_order: float | None = None,
     *,
+    nfe: int | None = None,
     ts: ArrayLike | None = None,
     sigmas: ArrayLike | None = None,
+    afs: float | None = None,
+    **options: Any,
 ) -> Plan:
     """Build a plan from a noise schedule, a method and a time grid.
 
@@ -62,31 +38,83 @@ def make_plan(
     sde : Schedule
         `VPSDE`, `SubVPSDE`, `VESDE`, `EDM`, `FlowMatching`, or another implementation of `Schedule`.
     method : str or callable
-        A name that `get_method` knows, or a builder of your own such as ``deis.rho_rk(tableau)``.
+        A name that `get_method` knows, or a builder of your own such as ``deis.adams(clock="arctan_rho", order=2)``.
     num_step : int, optional
-        The number of steps; 10 where neither it, ts nor sigmas is given. A Runge-Kutta method of s stages makes s evaluations
-        a step; `plan.nfe` tells.
+        The number of steps; 10 where neither it, nfe, ts nor sigmas is given. A method of s stages makes s evaluations a step;
+        `plan.nfe` tells.
     ts_phase, ts_order
-        The grid, see `deis.make_grid`.
+        The grid, see `deis.make_grid`; by default the method's own, which is t of power 2 but for those whose papers say
+        otherwise.
+    nfe : int, optional
+        Instead of num_step: the evaluations to make, exactly. A method of several stages that do not divide them ends with
+        cheaper steps.
     ts, sigmas : array of shape (num_step + 1,), optional
         Instead of a grid: your own times, or your own noise levels sigma/alpha (what k-diffusion and most schedulers call
         sigmas), decreasing.
+    afs : float, optional
+        The standard deviation c of the data, to save the first evaluation: its prediction is replaced by that for Gaussian data
+        of mean 0, eps = sigma x / (alpha^2 c^2 + sigma^2) (the analytical first step, arXiv 2210.05475).
+    options
+        Passed to the method of the name, such as lower_order_final=True, corrector=2, tau=0.5, eta=1.0 or norm=c.
 
     Raises
     ------
     ValueError
-        For an unknown method or grid, and for a method that has no meaning on the schedule; each says what to give instead.
+        For an unknown method or grid, for a method that has no meaning on the schedule, and for a budget that the method cannot
+        meet; each says what to give instead.
     """
     if not isinstance(sde, Schedule):
         raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {sde!r}")
-    build = get_method(method) if isinstance(method, str) else method
+    default_grid = ("t", 2.0)
+    if isinstance(method, str):
+        build, default_grid = get_method(method, **options), find(method)[0].grid
+    elif options:
+        raise ValueError(f"the options {sorted(options)} belong to a method given by name; give them to the builder")
+    else:
+        build = method
     if not callable(build):
         raise TypeError(f"method must be a name or a function (schedule, ts, grid) -> Plan, and is {method!r}")
-    if ts is None and sigmas is None:
-        times = make_grid(sde, 10 if num_step is None else num_step, ts_phase, ts_order)
-        grid = f"{ts_phase} grid" if ts_phase == "log" else f"{ts_phase} grid of power {ts_order:g}"
+    if afs is not None and not 0 < afs < np.inf:
+        raise ValueError(f"afs={afs!r} must be positive: it is the standard deviation of the data")
+    given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas)
+    counts = None if nfe is None else _stages(build, nfe, afs is not None, sde, given)
+    if given is None:
+        wanted = len(counts) if counts is not None and num_step is None else num_step
+        phase = default_grid[0] if ts_phase is None else ts_phase
+        order = default_grid[1] if ts_order is None and phase == default_grid[0] else ts_order
+        times, grid = make_grid(sde, 10 if wanted is None else wanted, phase, order), _grid_name(phase, order)
     else:
-        times, grid = custom_grid(sde, ts, sigmas), "custom grid"
-        if num_step is not None and num_step != len(times) - 1:
-            raise ValueError(f"num_step={num_step!r} contradicts the {len(times)} given times; leave it out")
-    return build(sde, times, grid)
+        times, grid = given, "custom grid"
+    for argument, steps in (("num_step", num_step), ("nfe", None if counts is None else len(counts))):
+        if steps is not None and steps != len(times) - 1:
+            raise ValueError(f"{argument} asks for {steps} steps and the grid has {len(times) - 1}; leave one of them out")
+    plan = build(sde, times, grid, counts) if isinstance(build, SingleStep) else build(sde, times, grid)
+    plan = plan if afs is None else _analytical_first_step(plan, afs)
+    if nfe is not None and plan.nfe != nfe:
+        raise ValueError(
+            f"nfe={nfe!r} cannot be met: {plan.method!r} makes {plan.nfe} evaluations in {plan.num_step} steps; give num_step"
+        )
+    return plan
+
+
+def _stages(build: Builder, nfe: int, saves: bool, sde: Schedule, given: Array | None) -> list[int]:
+    """Return the evaluations of each step for a budget, of which the first step may save one."""
+    if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
+        raise ValueError(f"nfe={nfe!r} must be a whole number of at least 1")
+    end = sde.t_end if given is None else given[-1]
+    rows = int(nfe) + saves
+    return build.split(rows, bool(sde.sigma(end) == 0)) if isinstance(build, SingleStep) else [1] * rows
+
+
+def _grid_name(phase: str, order: float | None) -> str:
+    return f"{phase} grid" + ("" if phase == "log" else f" of power {DEFAULT_ORDER[phase] if order is None else order:g}")
+
+
+def _analytical_first_step(plan: Plan, c: float) -> Plan:
+    """Replace the plan's first evaluation by the prediction for Gaussian data of deviation c."""
+    i = int(np.argmax(plan.calls))
+    alpha, sigma = plan.alpha[i], plan.sigma[i]
+    calls, guess = plan.calls.copy(), plan.guess.copy()
+    calls[i] = False
+    guess[i] = (sigma if plan.form == "eps" else alpha * c**2) / (alpha**2 * c**2 + sigma**2)
+    return replace(plan, calls=calls, guess=guess, method=f"{plan.method} + analytical first step")

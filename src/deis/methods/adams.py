@@ -1,4 +1,4 @@
-"""Exponential Adams-Bashforth: a polynomial through past predictions, integrated exactly (tAB-DEIS, rhoAB-DEIS, DDIM)."""
+"""Exponential Adams: a polynomial through predictions, integrated exactly; every clock, form, order and corrector."""
 
 from __future__ import annotations
 
@@ -8,30 +8,92 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..plan import Plan
-from ..quadrature import Clock, Form, lagrange_integrals
+from ..quadrature import Clock, Form, Norm, lagrange_integrals
 from ..sde import Schedule
 
 Array = NDArray[np.float64]
+Builder = Callable[[Schedule, Array, str], Plan]
+"""build(schedule, ts, grid) -> Plan, with ts decreasing, one time more than steps, and grid its name."""
+
+CLOCKS: dict[str, Clock] = {
+    "t": lambda schedule, t, log_rho: t,
+    "rho": lambda schedule, t, log_rho: np.exp(log_rho),
+    "log_rho": lambda schedule, t, log_rho: log_rho,
+    "sqrt_t": lambda schedule, t, log_rho: np.sqrt(t),
+    "arctan_rho": lambda schedule, t, log_rho: np.arctan(np.exp(log_rho)),  # the angle of TrigFlow, arXiv 2410.11081
+}
 
 
-def clock_t(schedule: Schedule, t: Array, log_rho: Array) -> Array:
-    """u = t: the clock of tAB-DEIS."""
-    return t
+def adams(
+    form: Form | None = None,
+    clock: str | Callable[[Array], Array] = "t",
+    order: int = 3,
+    corrector: int | None = None,
+    lower_order_final: bool = False,
+    *,
+    tau: float | Callable[[float], float] = 0.0,
+    norm: Norm | None = None,
+    name: str | None = None,
+) -> Builder:
+    r"""Return the exponential Adams method of a form, clock, order and corrector.
 
+    x_{i+1} = psi_i x_i + sum_j C_ij p_{i-j}, where C_ij integrates the Lagrange polynomials through the newest order + 1
+    predictions exactly (arXiv 2204.13902, eq. 14 and 15, for the eps form in t; `deis.quadrature` for all).
 
-def clock_rho(schedule: Schedule, t: Array, log_rho: Array) -> Array:
-    """u = rho: the clock of rhoAB-DEIS."""
-    return np.exp(log_rho)
+    Parameters
+    ----------
+    form : {"eps", "data"}, optional
+        What the polynomial goes through. By default eps, and data where the grid starts at alpha = 0 or tau is given.
+    clock : {"t", "rho", "log_rho", "sqrt_t", "arctan_rho"} or callable
+        The variable of the polynomial; a callable is any strictly monotone u(t) of an array of times.
+    order : int
+        The degree q of the polynomial; the method has order q + 1. The first steps use the predictions there are, of degree 0,
+        1, ...: so does a plan of fewer than order + 1 steps throughout. A node at which the clock is infinite (log rho at alpha =
+        0) is left out, and so is the polynomial in the last step of the data form to such an end (log rho at sigma = 0).
+    corrector : int, optional
+        Integrate each step again, when its end has been evaluated, through that prediction and `corrector` earlier ones
+        (exponential Adams-Moulton; UniC, arXiv 2302.04867), at no further evaluation. The last step has none.
+    lower_order_final : bool
+        Lower the degree towards the end, 0 in the last step.
+    tau : float or callable
+        The rate of renewal of the noise, or that as a function of t, taken at the start of a step: 0 is the probability flow, 1
+        the reverse diffusion (SA-Solver, arXiv 2309.05019). The data form only, as eps is no smooth function of time then. With
+        a corrector, predictor and corrector share the noise.
+    norm : callable, optional
+        c(t), the size of the predictions: the polynomial goes through p / c (DEIS-SN, arXiv 2311.00157). `deis.measure_norm`
+        measures one.
 
+    Raises
+    ------
+    ValueError
+        Where an argument is none of these; and, when a plan is built, where the clock is not monotone on the grid.
+    """
+    _check_degree("order", order)
+    if corrector is not None:
+        _check_degree("corrector", corrector)
+    if form not in (None, "eps", "data"):
+        raise ValueError(f"form={form!r} is unknown; the known ones are 'eps', 'data'")
+    u = _clock(clock)
+    if form == "eps" and (callable(tau) or tau != 0):
+        raise ValueError(f"tau={tau!r} needs form='data': eps is no smooth function of time where noise is added")
+    label = name or f"adams({form!r}, {clock if isinstance(clock, str) else 'custom clock'!r}, {order}, {corrector})"
 
-def t_ab(order: int, name: str | None = None) -> Callable[[Schedule, Array, str], Plan]:
-    """Return tAB-DEIS of polynomial degree `order` (arXiv 2204.13902, section 3); degree 0 is DDIM."""
-    return _adams(order, clock_t, name or f"tab{order}")
+    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+        rate = _rates(tau, ts)
+        chosen: Form = form or ("data" if rate.any() else choose_form(schedule, ts))
+        check_norm(norm, chosen)
+        _check_clock(schedule, ts, u, label)
+        degrees = step_degrees(schedule, ts, order, u, chosen, lower_order_final)
+        c_p = adams_weights(schedule, ts, degrees, u, chosen, tau=rate, norm=norm)
+        c_c = None
+        if corrector is not None:
+            known = step_degrees(schedule, ts, corrector, u, chosen, ahead=True)
+            c_c = adams_weights(schedule, ts, known, u, chosen, tau=rate, norm=norm, ahead=True)
+        psi, keep_z = transport(schedule, ts, chosen, rate)
+        fitted = "" if norm is None else getattr(norm, "source", "a norm of the predictions")
+        return multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=fitted)
 
-
-def rho_ab(order: int) -> Callable[[Schedule, Array, str], Plan]:
-    """Return rhoAB-DEIS of polynomial degree `order` (arXiv 2204.13902, section 4): Adams-Bashforth in rho; degree 0 is DDIM."""
-    return _adams(order, clock_rho, f"rhoab{order}")
+    return build
 
 
 def choose_form(schedule: Schedule, ts: Array) -> Form:
@@ -39,51 +101,149 @@ def choose_form(schedule: Schedule, ts: Array) -> Form:
     return "data" if np.isneginf(schedule.log_alpha(ts[:1])).any() else "eps"
 
 
-def adams_weights(schedule: Schedule, ts: Array, order: int, clock: Clock, form: Form) -> tuple[Array, Array]:
-    """Return psi of shape (n,) and C of shape (n, W): x_{i+1} = psi_i x_i + sum_j C_ij p_{i-j}.
+def transport(schedule: Schedule, ts: Array, form: Form, tau: Array | float = 0.0) -> tuple[Array, Array]:
+    """Return psi and the factor of the noise of each step, shape (n,): what becomes of x itself."""
+    if form == "eps":
+        alpha = schedule.alpha(ts)
+        return alpha[1:] / alpha[:-1], np.zeros(len(ts) - 1)
+    sigma, fall = schedule.sigma(ts), np.diff(schedule.log_rho(ts))
+    power = np.broadcast_to(np.square(tau), fall.shape)
+    lost = np.multiply(power, fall, where=power != 0, out=np.zeros_like(fall))  # tau^2 log(rho_{i+1} / rho_i)
+    return sigma[1:] / sigma[:-1] * np.exp(lost), sigma[1:] * np.sqrt(-np.expm1(2 * lost))
 
-    Step i uses the min(i, order) + 1 newest predictions, so that W = min(order + 1, n).
-    """
+
+def step_degrees(
+    schedule: Schedule,
+    ts: Array,
+    order: int,
+    clock: Clock,
+    form: Form,
+    lower_order_final: bool = False,
+    *,
+    ahead: bool = False,
+) -> NDArray[np.intp]:
+    """Return the degree of the polynomial of each step, shape (n,): what the number of predictions and the clock allow."""
     n = len(ts) - 1
-    scale = schedule.alpha(ts) if form == "eps" else schedule.sigma(ts)
-    c_p = np.zeros((n, min(order + 1, n)))
-    for k in range(1, c_p.shape[1] + 1):
-        steps = np.arange(k - 1, n) if k == c_p.shape[1] else np.array([k - 1])
-        node_t = ts[steps[:, None] - np.arange(k)]
-        c_p[steps, :k] = lagrange_integrals(schedule, clock, form, node_t, ts[steps], ts[steps + 1])
-    return scale[1:] / scale[:-1], c_p
+    finite = np.isfinite(clock(schedule, ts, schedule.log_rho(ts)))
+    usable = np.cumsum(finite[:-1]) + int(ahead)  # predictions so far where the clock is finite
+    degrees = np.minimum(order, np.maximum(usable - 1, 0))
+    if lower_order_final:
+        degrees = np.minimum(degrees, n - 1 - np.arange(n))
+    if not finite[-1] and (form == "data" or ahead):
+        degrees[-1] = 0
+    return degrees
 
 
-def multistep_plan(schedule: Schedule, ts: Array, form: Form, psi: Array, c_p: Array, method: str, grid: str) -> Plan:
-    """Lay x_{i+1} = psi_i x_i + sum_j C_ij p_{i-j} out as a plan: every evaluation keeps a state, and the network sees it."""
+def adams_weights(
+    schedule: Schedule,
+    ts: Array,
+    degrees: NDArray[np.intp],
+    clock: Clock,
+    form: Form,
+    *,
+    tau: Array | float = 0.0,
+    norm: Norm | None = None,
+    ahead: bool = False,
+) -> Array:
+    """Return the weights C_ij of shape (n, max(degrees) + 1), newest node first, by step i of degree degrees[i].
+
+    The nodes of step i are t_i, t_{i-1}, ..., and with `ahead` t_{i+1}, t_i, ...
+    """
+    c_p = np.zeros((len(ts) - 1, degrees.max() + 1))
+    rate = np.broadcast_to(tau, degrees.shape)
+    for degree in np.unique(degrees):
+        (steps,) = np.nonzero(degrees == degree)
+        node_t = ts[steps[:, None] + int(ahead) - np.arange(degree + 1)]
+        c_p[steps, : degree + 1] = lagrange_integrals(
+            schedule, clock, form, node_t, ts[steps], ts[steps + 1], tau=rate[steps], norm=norm
+        )
+    return c_p
+
+
+def multistep_plan(
+    schedule: Schedule,
+    ts: Array,
+    form: Form,
+    psi: Array,
+    c_p: Array,
+    method: str,
+    grid: str,
+    *,
+    corrector: Array | None = None,
+    keep_z: Array | None = None,
+    fitted: str = "",
+) -> Plan:
+    """Lay x_{i+1} = psi_i x_i + sum_j C_ij p_{i-j} (+ keep_z_i z_i) out as a plan of one evaluation a step.
+
+    With a corrector, row i first corrects x_i = base + sum_j corrector[i-1, j] p_{i-j}, where base = psi_{i-1} x_{i-1} + its noise,
+    and then carries it on: base = psi_i x_i + new noise, to which next_p adds the predictor of x_{i+1}. So both share the noise.
+    """
+    n = len(psi)
+    noise = np.zeros(n) if keep_z is None else keep_z
+    if corrector is None:
+        keep_p, next_p = c_p, np.zeros_like(c_p)
+    else:
+        window = min(n, max(c_p.shape[1], corrector.shape[1]))
+        keep_p, next_p = np.zeros((n, window)), np.zeros((n, window))
+        keep_p[1:, : corrector.shape[1]] = psi[1:, None] * corrector[:-1, :window]
+        next_p[:, : c_p.shape[1]] = c_p
     return Plan(
         t=ts,
         alpha=schedule.alpha(ts),
         sigma=schedule.sigma(ts),
         keep_x=psi,
-        keep_p=c_p,
-        next_x=np.ones_like(psi),
-        next_p=np.zeros_like(c_p),
+        keep_p=keep_p,
+        keep_z=noise,
+        next_x=np.ones(n),
+        next_p=next_p,
+        accepts=np.ones(n, dtype=bool),
         form=form,
-        discrete=schedule.num_times is not None and bool((ts == np.rint(ts)).all()),
+        discrete=is_discrete(schedule, ts),
         method=method,
         grid=grid,
         schedule=schedule.name,
+        fitted=fitted,
     )
 
 
-def _adams(order: int, clock: Clock, name: str) -> Callable[[Schedule, Array, str], Plan]:
-    if isinstance(order, bool) or int(order) != order or order < 0:
-        raise ValueError(f"order={order!r} must be a whole number of at least 0")
+def is_discrete(schedule: Schedule, ts: Array) -> bool:
+    """Tell whether the schedule's times are integers and all these are."""
+    return schedule.num_times is not None and bool((ts == np.rint(ts)).all())
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        form = choose_form(schedule, ts)
-        nodes = ts[:-1]
-        if order > 0 and len(nodes) > 1 and not np.isfinite(clock(schedule, nodes, schedule.log_rho(nodes))).all():
-            raise ValueError(
-                f"method={name!r} has no polynomial at t={ts[0].item()!r}, where alpha is 0; use 'tab{order}', or start later"
-            )
-        psi, c_p = adams_weights(schedule, ts, order, clock, form)
-        return multistep_plan(schedule, ts, form, psi, c_p, name, grid)
 
-    return build
+def check_norm(norm: Norm | None, form: Form) -> None:
+    """Raise where a norm was measured on predictions of another form."""
+    measured = getattr(norm, "form", form)
+    if measured != form:
+        raise ValueError(
+            f"norm was measured on predictions of form={measured!r} and this plan has form={form!r}; measure it on such a plan"
+        )
+
+
+def _check_degree(argument: str, degree: int) -> None:
+    if isinstance(degree, bool) or int(degree) != degree or degree < 0:
+        raise ValueError(f"{argument}={degree!r} must be a whole number of at least 0")
+
+
+def _clock(clock: str | Callable[[Array], Array]) -> Clock:
+    if callable(clock):
+        return lambda schedule, t, log_rho: np.asarray(clock(t), dtype=np.float64)
+    if clock not in CLOCKS:
+        raise ValueError(f"clock={clock!r} is unknown; the known ones are {', '.join(map(repr, CLOCKS))}, or a function u(t)")
+    return CLOCKS[clock]
+
+
+def _check_clock(schedule: Schedule, ts: Array, clock: Clock, label: str) -> None:
+    """Raise unless the clock is strictly monotone at the times of the grid and between them."""
+    t = np.append((ts[:-1, None] + np.diff(ts)[:, None] * np.array([0.0, 0.25, 0.5, 0.75])).ravel(), ts[-1])
+    u = clock(schedule, t, schedule.log_rho(t))
+    change = np.diff(u[np.isfinite(u)])
+    if u.shape != t.shape or np.isnan(u).any() or not ((change > 0).all() or (change < 0).all()):
+        raise ValueError(f"the clock of {label} is not monotone on the grid: at the times {t.tolist()} it is {u.tolist()}")
+
+
+def _rates(tau: float | Callable[[float], float], ts: Array) -> Array:
+    rate = np.array([float(tau(t)) for t in ts[:-1].tolist()]) if callable(tau) else np.full(len(ts) - 1, float(tau))
+    if not (np.isfinite(rate) & (rate >= 0)).all():
+        raise ValueError(f"tau={rate.tolist()} must be finite and at least 0: 0 is no noise, 1 the reverse diffusion")
+    return rate

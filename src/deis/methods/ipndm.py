@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ..plan import Plan
+from ..quadrature import Norm
 from ..sde import Schedule
-from .adams import adams_weights, choose_form, clock_t, multistep_plan
-
-Array = NDArray[np.float64]
+from .adams import Array, Builder
+from .published import first_order, published_plan
 
 ADAMS_BASHFORTH = (
     np.array([1.0]),
@@ -21,7 +18,7 @@ ADAMS_BASHFORTH = (
 )
 
 
-def ipndm(order: int) -> Callable[[Schedule, Array, str], Plan]:
+def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
     """Return iPNDM of `order` predictions, 1 to 4 (arXiv 2204.13902, appendix; the iPNDM of Liu et al., arXiv 2202.09778).
 
     x_{i+1} = psi_i x_i + C_i0 sum_j b_j p_{i-j}, where psi and C_i0 are those of DDIM and b the Adams-Bashforth weights of the
@@ -36,12 +33,11 @@ def ipndm(order: int) -> Callable[[Schedule, Array, str], Plan]:
         raise ValueError(f"method='ipndm{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        form = choose_form(schedule, ts)
-        psi, ddim = adams_weights(schedule, ts, 0, clock_t, form)
-        c_p = np.zeros((len(psi), min(order, len(psi))))
+        form, psi, c_0 = first_order(schedule, ts, None)
+        shares = np.zeros((len(psi), min(order, len(psi))))
         for i in range(len(psi)):
             weights = ADAMS_BASHFORTH[min(i, order - 1)]
-            c_p[i, : len(weights)] = ddim[i] * weights
-        return multistep_plan(schedule, ts, form, psi, c_p, f"ipndm{order}", grid)
+            shares[i, : len(weights)] = weights
+        return published_plan(schedule, ts, form, psi, c_0[:, None] * shares, f"ipndm{order}", grid, norm=norm)
 
     return build

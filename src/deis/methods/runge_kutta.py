@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..plan import Plan
 from ..sde import Schedule
-
-Array = NDArray[np.float64]
+from .adams import Array
+from .singlestep import SingleStep, Steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +92,11 @@ TABLEAUX: dict[str, ButcherTableau] = {
 }
 
 
-def rho_rk(tableau: str | ButcherTableau) -> Callable[[Schedule, Array, str], Plan]:
+def rho_rk(tableau: str | ButcherTableau) -> SingleStep:
     """Return rhoRK-DEIS (arXiv 2204.13902, section 4) of a tableau, given by name or as a `ButcherTableau`.
 
     With h = rho_{i+1} - rho_i, stage k is evaluated at x = alpha (v_i + h sum_j a_kj eps_j) where rho = rho_i + c_k h, and
-    v_{i+1} = v_i + h sum_k b_k eps_k.
+    v_{i+1} = v_i + h sum_k b_k eps_k. A budget that the stages do not divide ends with a step of 1euler, 2heun, 3kutta or 4rk.
 
     Raises
     ------
@@ -108,45 +107,24 @@ def rho_rk(tableau: str | ButcherTableau) -> Callable[[Schedule, Array, str], Pl
         if tableau not in TABLEAUX:
             raise ValueError(f"rk_method={tableau!r} is unknown; the known ones are {', '.join(map(repr, TABLEAUX))}")
         tableau = TABLEAUX[tableau]
-    chosen = tableau
-
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        return _runge_kutta_plan(schedule, ts, chosen, grid)
-
-    return build
+    cheaper = [TABLEAUX[name] for name in ("1euler", "2heun", "3kutta", "4rk")]
+    family = {len(table.b): partial(tableau_steps, tableau=table) for table in cheaper if len(table.b) < len(tableau.b)}
+    family[len(tableau.b)] = partial(tableau_steps, tableau=tableau)
+    return SingleStep(f"rhork_{tableau.name}", family)
 
 
-def _runge_kutta_plan(schedule: Schedule, ts: Array, tableau: ButcherTableau, grid: str) -> Plan:
-    n, s = len(ts) - 1, len(tableau.b)
-    rho = schedule.rho(ts)
+def tableau_steps(schedule: Schedule, start: Array, end: Array, *, tableau: ButcherTableau) -> Steps:
+    """Return the steps of a Butcher tableau in rho, eps form."""
+    rho, rho_end = schedule.rho(start), schedule.rho(end)
     if not np.isfinite(rho).all():
         raise ValueError(
-            f"rhoRK integrates in rho = sigma/alpha, infinite at t={ts[0].item()!r} where alpha is 0; start later, or use 'tab3'"
+            f"rhoRK integrates in rho = sigma/alpha, infinite at t={start[0].item()!r} where alpha is 0; start later, or use 'tab3'"
         )
-    h = np.diff(rho)[:, None]
+    h = (rho_end - rho)[:, None]
     with np.errstate(divide="ignore"):
-        t = schedule.t_of_rho(rho[:-1, None] + h * tableau.c)
+        t = schedule.t_of_rho(rho[:, None] + h * tableau.c)
     # The ends of a step are the grid's own times, to the bit.
-    t = np.where(tableau.c == 0, ts[:-1, None], np.where(tableau.c == 1, ts[1:, None], t))
-    t_all = np.append(t.ravel(), ts[-1])
-    alpha = schedule.alpha(t_all)
-    stage_alpha = np.append(alpha[:-1].reshape(n, s)[:, 1:], schedule.alpha(ts[1:])[:, None], axis=1)  # of what each row makes
+    t = np.where(tableau.c == 0, start[:, None], np.where(tableau.c == 1, end[:, None], t))
+    target_alpha = schedule.alpha(np.append(t[:, 1:], end[:, None], axis=1))
     weights = np.vstack([tableau.a[1:], tableau.b])
-    c_x = stage_alpha / schedule.alpha(ts[:-1])[:, None]
-    c_p = np.zeros((n, s, s))
-    for k in range(s):
-        c_p[:, k, : k + 1] = stage_alpha[:, k : k + 1] * h * weights[k, k::-1]  # newest first
-    last = np.arange(s) == s - 1
-    return Plan(
-        t=t_all,
-        alpha=alpha,
-        sigma=schedule.sigma(t_all),
-        keep_x=np.where(last, c_x, 1.0).ravel(),
-        keep_p=np.where(last[:, None], c_p, 0.0).reshape(n * s, s),
-        next_x=np.where(last, 1.0, c_x).ravel(),
-        next_p=np.where(last[:, None], 0.0, c_p).reshape(n * s, s),
-        discrete=schedule.num_times is not None and bool((t_all == np.rint(t_all)).all()),
-        method=f"rhork_{tableau.name}",
-        grid=grid,
-        schedule=schedule.name,
-    )
+    return Steps("eps", t, target_alpha / schedule.alpha(start)[:, None], target_alpha[..., None] * h[..., None] * weights)

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from ..plan import Plan, Row
+import numpy as np
+
+from ..foreign import array_namespace, is_torch
+from ..plan import Plan
+from ..sde import Schedule
+
+
+class Level(NamedTuple):
+    """A noise level: t, alpha, sigma as numbers, or as scalars of a JAX trace; a `deis.plan.Row` is one, too."""
+
+    t: Any
+    alpha: Any
+    sigma: Any
+
 
 # predicts -> (k, a, b) of k m = a x_0 + b eps, at (alpha, sigma)
-_OUTPUTS: dict[str, Callable[[float, float], tuple[float, float, float]]] = {
+_OUTPUTS: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
     "eps": lambda alpha, sigma: (1.0, 0.0, 1.0),
     "x0": lambda alpha, sigma: (1.0, 1.0, 0.0),
     "v": lambda alpha, sigma: (1.0, -sigma, alpha),
@@ -16,35 +31,183 @@ _OUTPUTS: dict[str, Callable[[float, float], tuple[float, float, float]]] = {
 }
 
 
-def conversion(plan: Plan, predicts: str) -> tuple[tuple[float, float], ...]:
-    """Return, for each row, (c_x, c_m) with p = c_x x + c_m m: the network's output m turned into the plan's form.
+def _known(argument: str, name: str) -> str:
+    if name not in _OUTPUTS:
+        raise ValueError(f"{argument}={name!r} is unknown; the known ones are {', '.join(map(repr, _OUTPUTS))}")
+    return name
+
+
+def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """Return (c_x, c_m) with target = c_x x + c_m m, for target "x0" or "eps" and the output m of a network.
+
+    x = alpha x_0 + sigma eps and k m = a x_0 + b eps, solved; the determinant is 0 where the output does not determine the
+    target: eps says nothing of x_0 at alpha = 0, and x0 nothing of eps at sigma = 0.
+    """
+    if predicts == target:
+        return 0.0, 1.0
+    k, a, b = _OUTPUTS[predicts](alpha, sigma)
+    determinant = alpha * b - sigma * a
+    if target == "eps":
+        return -a / determinant, k * alpha / determinant
+    return b / determinant, -k * sigma / determinant
+
+
+def check_determined(plan: Plan, predicts: str) -> None:
+    """Raise ValueError for an unknown `predicts`, or where its output does not determine the plan's form at one of its times."""
+    _, target = _known("predicts", predicts), _target(plan.form)
+    for row in plan.rows:
+        try:
+            coefficients(predicts, target, row.alpha, row.sigma)
+        except ZeroDivisionError:
+            if row.calls:
+                raise ValueError(
+                    f"predicts={predicts!r} does not determine {'eps' if plan.form == 'eps' else 'x_0'} at t={row.t!r}, where "
+                    f"alpha={row.alpha!r} and sigma={row.sigma!r}; start or end elsewhere, or use a network that predicts v or flow"
+                ) from None
+
+
+def _target(form: str) -> str:
+    return "eps" if form == "eps" else "x0"
+
+
+def to_form(m: Any, x: Any, level: Level, form: str, predicts: str, threshold: Callable[[Any], Any] | None) -> Any:
+    """Return the prediction p of a plan's form from the output m of a network at the state x, thresholded as x_0."""
+    if threshold is None:
+        return _convert(m, x, level, predicts, _target(form))
+    x_0 = threshold(_convert(m, x, level, predicts, "x0"))
+    return _convert(x_0, x, level, "x0", _target(form))
+
+
+def _convert(m: Any, x: Any, level: Level, predicts: str, target: str) -> Any:
+    if predicts == target:
+        return m
+    c_x, c_m = coefficients(predicts, target, level.alpha, level.sigma)
+    return c_x * x + c_m * m
+
+
+def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> Any:
+    """Call a model, and tell it the noise level in numbers where it asks for that by a method `at(x, t, level)`."""
+    at = getattr(model, "at", None)
+    return model(x, t) if at is None else at(x, t, level)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    r"""A network with what it predicts and the schedule it was trained on; `deis.sample` takes one for a model.
 
     With x = alpha x_0 + sigma eps a network may predict eps; x0; v = alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512);
-    the score -eps/sigma; or the velocity of flow matching, eps - x_0.
+    the score -eps/sigma; or the velocity of flow matching, eps - x_0. Which of them is independent of the form of a plan.
+
+    Attributes
+    ----------
+    model : callable
+        model(x, t) -> output of the shape of x, with t of shape (batch,); or a model that guidance wraps, see `deis.guidance`.
+    sde : Schedule
+    predicts : {"eps", "x0", "v", "score", "flow"}
+    threshold : callable, optional
+        x_0 -> x_0, applied to the predicted data at every evaluation, as `deis.static_threshold` and
+        `deis.dynamic_threshold` make.
 
     Raises
     ------
     ValueError
-        For an unknown `predicts`, and where the output does not determine p: eps says nothing of x_0 at alpha = 0, and x0
-        nothing of eps at sigma = 0.
+        For an unknown `predicts`.
     """
-    if predicts not in _OUTPUTS:
-        raise ValueError(f"predicts={predicts!r} is unknown; the known ones are {', '.join(map(repr, _OUTPUTS))}")
-    return tuple(_solve(row, plan.form, predicts) for row in plan.rows)
+
+    model: Callable[[Any, Any], Any]
+    sde: Schedule
+    predicts: str = "eps"
+    threshold: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        _known("predicts", self.predicts)
+        if not isinstance(self.sde, Schedule):
+            raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {self.sde!r}")
+
+    def __call__(self, x: Any, t: Any) -> Any:
+        """Return the network's own output."""
+        return self.model(x, t)
+
+    def at(self, x: Any, t: Any, level: Level) -> Any:
+        """Return the network's own output at a noise level known in numbers; the executors call this."""
+        return evaluate(self.model, x, t, level)
+
+    def level(self, t: float) -> Level:
+        """Return the noise level at a time."""
+        return Level(float(t), float(self.sde.alpha(t)), float(self.sde.sigma(t)))
+
+    def predict(self, x: Any, t: float, target: str = "x0") -> Any:
+        """Return the prediction at (x, t) as `target`, one of the five; thresholded.
+
+        Parameters
+        ----------
+        x : array of shape (batch, ...)
+        t : float
+            The time of the whole batch, a number and not traced.
+
+        Notes
+        -----
+        Where the output does not determine x_0 or eps, the other is 0: at sigma = 0, x says nothing of eps, whose mean is 0;
+        at alpha = 0 nothing of x_0, whose mean is 0 for centred data. `deis.sample` refuses a plan that would need either.
+
+        Raises
+        ------
+        ValueError
+            For an unknown target; and for the score at sigma = 0, where the noisy distribution has none, from a network that
+            predicts anything else.
+        """
+        _known("target", target)
+        level = self.level(t)
+        m = self.at(x, _times(x, level.t, self.sde.num_times), level)
+        if target == self.predicts and self.threshold is None:
+            return m
+        k, a, b = _OUTPUTS[target](level.alpha, level.sigma)
+        if k == 0:
+            raise ValueError(f"target='score' is undefined where sigma is 0, at t={t!r}; ask for 'x0' or 'eps'")
+        x_0, eps = (self._linear(m, x, level, self.predicts, part) for part in ("x0", "eps"))
+        if self.threshold is not None:
+            x_0 = self.threshold(x_0)
+            eps = self._linear(x_0, x, level, "x0", "eps")
+        return a / k * x_0 + b / k * eps
+
+    @staticmethod
+    def _linear(m: Any, x: Any, level: Level, predicts: str, target: str) -> Any:
+        try:
+            return _convert(m, x, level, predicts, target)
+        except ZeroDivisionError:
+            return 0 * x
 
 
-def _solve(row: Row, form: str, predicts: str) -> tuple[float, float]:
-    alpha, sigma = row.alpha, row.sigma
-    if predicts == ("eps" if form == "eps" else "x0"):
-        return 0.0, 1.0
-    # x = alpha x_0 + sigma eps and k m = a x_0 + b eps, solved for eps or x_0.
-    k, a, b = _OUTPUTS[predicts](alpha, sigma)
-    determinant = alpha * b - sigma * a
-    if determinant == 0 or k == 0:
-        raise ValueError(
-            f"predicts={predicts!r} does not determine {'eps' if form == 'eps' else 'x_0'} at t={row.t!r}, where alpha={alpha!r} "
-            f"and sigma={sigma!r}; start or end elsewhere, or use a network that predicts v or flow"
-        )
-    if form == "eps":
-        return -a / determinant, k * alpha / determinant
-    return b / determinant, -k * sigma / determinant
+def _times(x: Any, t: float, num_times: int | None) -> Any:
+    """Return t for each sample, as an integer where the schedule's times are integers and t is one of them."""
+    xp = array_namespace(x)
+    integer = num_times is not None and t == round(t)
+    if is_torch(x):
+        return xp.full((len(x),), round(t) if integer else t, dtype=xp.int64 if integer else x.dtype, device=x.device)
+    return xp.full((len(x),), t, dtype=np.int32 if integer else x.dtype)
+
+
+def edm_preconditioned(network: Callable[[Any, Any], Any], sigma_data: float = 0.5) -> Callable[[Any, Any], Any]:
+    r"""Return the model(x, sigma) -> x_0 of a raw network F that was trained with EDM's preconditioning.
+
+    D(x, sigma) = c_skip x + c_out F(c_in x, c_noise), with c_skip = s^2 / (sigma^2 + s^2), c_out = sigma s / sqrt(sigma^2 + s^2),
+    c_in = 1 / sqrt(sigma^2 + s^2), c_noise = log(sigma) / 4 and s = sigma_data (Karras et al., arXiv 2206.00364, table 1). Use it
+    as ``deis.Denoiser(deis.edm_preconditioned(network), deis.EDM(), predicts="x0")``.
+
+    Raises
+    ------
+    ValueError
+        Where sigma_data is not positive.
+    """
+    if not 0 < sigma_data < np.inf:
+        raise ValueError(f"sigma_data={sigma_data!r} must be positive: it is the standard deviation of the data")
+
+    def model(x: Any, sigma: Any) -> Any:
+        xp = array_namespace(x)
+        s = sigma.reshape(-1, *(1,) * (x.ndim - 1))
+        total = s**2 + sigma_data**2
+        tiny = np.finfo(np.float32).tiny  # at sigma = 0 c_out is 0, and log must only be finite
+        output = network(x / xp.sqrt(total), xp.log(sigma.clip(tiny, None)) / 4)
+        return sigma_data**2 / total * x + s * sigma_data / xp.sqrt(total) * output
+
+    return model

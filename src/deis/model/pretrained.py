@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..foreign import array_namespace, is_torch
+from ..foreign import is_torch
 from ..sde import VPSDE, Schedule
+from .guidance import EVERYWHERE, classifier_free
+from .predictions import Denoiser
 
 Network = Callable[[Any, Any, Any], Any]
 """net(x, t, labels) -> output, t in the network's own units."""
@@ -21,7 +23,7 @@ Network = Callable[[Any, Any, Any], Any]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained network that `deis.sample` can run: model(x, t) is its unconditional prediction.
+    """A trained network: model(x, t) is its unconditional output, and `conditional` makes what `deis.sample` runs.
 
     Attributes
     ----------
@@ -30,7 +32,7 @@ class Pretrained:
     sde : Schedule
         The noise schedule that it was trained on.
     predicts : str
-        What it predicts, for `deis.sample(..., predicts=model.predicts)`.
+        What it predicts; see `deis.Denoiser`.
     shape : tuple of int
         (channels, height, width) of one sample; samples lie in [-1, 1].
     num_classes, null_class : int or None
@@ -48,21 +50,40 @@ class Pretrained:
     time_scale: float
 
     def __call__(self, x: Any, t: Any) -> Any:
-        return self._evaluate(x, t, np.full(len(x), self.null_class) if self.num_classes else None)
+        return self._evaluate(x, t, self._null(len(x)))
 
-    def conditional(self, labels: Any, guidance: float = 1.0) -> Callable[[Any, Any], Any]:
-        """Return model(x, t) for the given labels, shape (batch,), with classifier-free guidance (arXiv 2207.12598).
+    def conditional(
+        self,
+        labels: Any = None,
+        guidance: float = 1.0,
+        *,
+        rescale: float = 0.0,
+        interval: tuple[float, float] = EVERYWHERE,
+        threshold: Callable[[Any], Any] | None = None,
+    ) -> Denoiser:
+        """Return the network as a Denoiser, for the given labels of shape (batch,), with classifier-free guidance.
 
-        It predicts m_none + guidance (m_label - m_none): 1 is the plain conditional network, in one call; any other weight
-        evaluates both in one call on a batch of twice the size.
+        Parameters
+        ----------
+        labels : array of int of shape (batch,), optional
+            Without them the network is asked for no class.
+        guidance, rescale, interval
+            See `deis.guided`; a guidance of 1 is the plain conditional network, in one call, and any other weight evaluates the
+            network with and without the labels in one call on a batch of twice the size.
+        threshold
+            See `deis.Denoiser`.
 
         Raises
         ------
         ValueError
-            Where the network has no classes, or a label lies outside them.
+            Where the network has no classes, or a label lies outside them, or guidance was asked for without labels.
         """
-        if self.num_classes is None or self.null_class is None:
-            raise ValueError("labels were given, and this network has no classes; call the model itself")
+        if labels is None:
+            if guidance != 1:
+                raise ValueError(f"guidance={guidance!r} needs labels to guide to; give them, or guidance=1")
+            return Denoiser(self, self.sde, self.predicts, threshold)
+        if self.num_classes is None:
+            raise ValueError("labels were given, and this network has no classes; leave them out")
         labels = np.asarray(labels)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
@@ -70,19 +91,14 @@ class Pretrained:
             )
         if labels.size and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise ValueError(f"labels={labels.tolist()} must lie in 0 ... {self.num_classes - 1}")
-        if guidance == 1:
-            return lambda x, t: self._evaluate(x, t, labels)
-        both = np.concatenate([np.full_like(labels, self.null_class), labels])
+        null = self._null(len(labels))
+        model = classifier_free(self._evaluate, labels, null, guidance, rescale=rescale, interval=interval)
+        return Denoiser(model, self.sde, self.predicts, threshold)
 
-        def guided(x: Any, t: Any) -> Any:
-            xp = array_namespace(x)
-            m = self._evaluate(xp.concatenate([x, x]), xp.concatenate([t, t]), both)
-            m_none, m_label = m[: len(x)], m[len(x) :]
-            return m_none + guidance * (m_label - m_none)
+    def _null(self, batch: int) -> np.ndarray | None:
+        return None if self.null_class is None else np.full(batch, self.null_class)
 
-        return guided
-
-    def _evaluate(self, x: Any, t: Any, labels: np.ndarray | None) -> Any:
+    def _evaluate(self, x: Any, t: Any, labels: Any) -> Any:
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"labels must have one entry a sample: there are {len(labels)} for x of shape {tuple(x.shape)}")
         return self.net(x, self.time_scale * t, labels)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..foreign import is_jax, is_torch
-from ..model.predictions import conversion
+from ..model.predictions import Denoiser, check_determined, to_form
 from ..plan import Plan
 from .options import Options
 
@@ -18,7 +18,8 @@ def sample(
     model: Callable[[Any, Any], Any],
     x_T: Any,
     *,
-    predicts: str = "eps",
+    predicts: str | None = None,
+    rng: Any = None,
     trajectory: bool = False,
     callback: Callable[[int, float, Any], Any] | None = None,
     progress: bool = False,
@@ -30,13 +31,17 @@ def sample(
     Parameters
     ----------
     plan : Plan
-    model : callable
+    model : callable or Denoiser
         model(x, t) -> prediction of the shape of x, where x has the shape and dtype of x_T and t the shape (batch,).
     x_T : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
         The noise, of standard deviation sigma(t) at the plan's start; its type chooses the executor. float16 and bfloat16 are
         carried in float32 between evaluations, with t in float32, and returned in their own dtype.
-    predicts : {"eps", "x0", "v", "score", "flow"}
-        What the model predicts; see `deis.model.predictions.conversion`.
+    predicts : {"eps", "x0", "v", "score", "flow"}, optional
+        What a plain model predicts, "eps" by default; a `deis.Denoiser` says so itself.
+    rng : torch.Generator, jax.random key or numpy.random.Generator, or a sequence (in JAX an array) of them
+        The random numbers of a stochastic plan, of the kind of x_T; others need none. Each sample has a stream of its own: given
+        one generator a sample, a sample depends on its own and on no other sample; given a single one, sample i takes the i-th
+        stream split off it (a torch or NumPy generator goes on from there, a JAX key does not).
     trajectory : bool
         Return all states at `plan.ts`, of shape (num_step + 1, batch, ...), in place of the last.
     callback : callable, optional
@@ -56,14 +61,31 @@ def sample(
     Raises
     ------
     TypeError
-        Where x_T is no such array, or not of a floating dtype.
+        Where x_T is no such array, or not of a floating dtype, or rng is not of its kind.
     ValueError
-        Where x_T has no batch axis or is not finite (with check_finite), or the model returns something else than an array of
+        Where the plan is stochastic and rng is missing, what the model predicts does not determine the plan's form at one of
+        its times, x_T has no batch axis or is not finite (with check_finite), or the model returns something else than an array of
         its shape.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, and is {plan!r}")
-    options = Options(conversion(plan, predicts), trajectory, callback, progress, check_finite)
+    if isinstance(model, Denoiser):
+        if predicts not in (None, model.predicts):
+            raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
+        predicts, threshold = model.predicts, model.threshold
+    else:
+        predicts, threshold = "eps" if predicts is None else predicts, None
+    check_determined(plan, predicts)
+    if plan.stochastic and rng is None:
+        raise ValueError(
+            f"the plan {plan.method!r} adds noise and rng is missing; give a torch.Generator, a jax.random key or a "
+            "numpy.random.Generator, like x_T"
+        )
+
+    def convert(m: Any, x: Any, level: Any) -> Any:
+        return to_form(m, x, level, plan.form, predicts, threshold)
+
+    options = Options(convert, rng, trajectory, callback, progress, check_finite)
     if is_torch(x_T):
         from .torch import run_torch
 

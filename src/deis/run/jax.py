@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ..model.predictions import Level, evaluate
 from ..plan import Plan
 from .options import Options, check_batch, check_output, not_finite, observer
 
@@ -18,19 +20,27 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
     """Run a plan on a JAX array, inside or outside of jit, vmap and grad; see `deis.sample`."""
     check_batch(x_T, jnp.issubdtype(x_T.dtype, jnp.floating))
     carry_dtype = jnp.promote_types(x_T.dtype, jnp.float32)
-    convert = np.array(options.convert)
-    converts = (convert != [0, 1]).any()
-    observe = observer(plan, Options((), False, options.callback, options.progress, False), [])
+    observe = observer(plan, replace(options, trajectory=False), [])
+    keys = _keys(options.rng, len(x_T)) if plan.stochastic else None
+
+    def call(x: Array, row: dict[str, Array]) -> tuple[Array, Array]:
+        x_in = x.astype(x_T.dtype)
+        level = Level(row["t"], row["alpha"], row["sigma"])
+        m = evaluate(model, x_in, jnp.full(len(x_T), row["t"]), level)
+        check_output(m, Array, x_in, 0, plan)  # the scan traces the model once, for all rows
+        return options.to_form(m.astype(carry_dtype), x, level), jnp.isfinite(m).all()
 
     def step(carry: tuple[Array, Array, tuple[Array, ...]], row: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
         x, base, history = carry
-        x_in = x.astype(x_T.dtype)
-        m = model(x_in, jnp.full(len(x_T), row["t"]))
-        check_output(m, Array, x_in, 0, plan)  # the scan traces the model once, for all rows
-        out = {"finite": jnp.isfinite(m).all()} if options.check_finite else {}
-        p = m.astype(carry_dtype)
-        history = (combine(row["convert"][0], x, row["convert"][1:], (p,)) if converts else p, *history)
+        if plan.calls.all():
+            p, finite = call(x, row)
+        else:
+            p, finite = lax.cond(row["calls"], call, lambda x, row: (row["guess"] * x, jnp.array(True)), x, row)
+        out = {"finite": finite} if options.check_finite else {}
+        history = (p, *history)
         base = combine(row["keep_x"], base, row["keep_p"], history)
+        if keys is not None:
+            base = base + row["keep_z"] * _noise(keys, row["i"], x)
         x = combine(row["next_x"], base, row["next_p"], history)
         if observe is not None:
             jax.debug.callback(lambda i, x: observe(int(i), x), row["i"], x, ordered=True)
@@ -38,12 +48,11 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
 
     x = x_T.astype(carry_dtype)
     start = (x, x, (jnp.zeros_like(x),) * (plan.window - 1))
-    (x_0, _, _), out = lax.scan(step, start, _rows(plan, convert, carry_dtype))
+    (x_0, _, _), out = lax.scan(step, start, _rows(plan, carry_dtype))
     if options.check_finite:
         _raise_unless(out["finite"], plan)
     if options.trajectory:
-        accepts = np.flatnonzero([row.accepts for row in plan.rows])
-        x_0 = jnp.concatenate([x[None], out["x"][accepts]])
+        x_0 = jnp.concatenate([x[None], out["x"][np.flatnonzero(plan.accepts)]])
     return x_0.astype(x_T.dtype)
 
 
@@ -55,12 +64,30 @@ def combine(c_x: Array, x: Array, c_p: Array, history: tuple[Array, ...]) -> Arr
     return total
 
 
-def _rows(plan: Plan, convert: np.ndarray, dtype: Any) -> dict[str, Array]:
-    tables = {"keep_x": plan.keep_x, "keep_p": plan.keep_p, "next_x": plan.next_x, "next_p": plan.next_p, "convert": convert}
-    rows = {name: jnp.asarray(table, dtype=dtype) for name, table in tables.items()}
+def _rows(plan: Plan, dtype: Any) -> dict[str, Array]:
+    names = ("alpha", "sigma", "keep_x", "keep_p", "keep_z", "next_x", "next_p", "guess")
+    rows = {name: jnp.asarray(getattr(plan, name)[: len(plan.rows)], dtype=dtype) for name in names}
     rows["t"] = jnp.asarray(plan.t[:-1], dtype=jnp.int32 if plan.discrete else dtype)
-    rows["i"] = jnp.arange(plan.nfe)
+    rows["calls"] = jnp.asarray(plan.calls)
+    rows["i"] = jnp.arange(len(plan.rows))
     return rows
+
+
+def _keys(rng: Any, batch: int) -> Array:
+    """Return one key a sample, from an array of them or from one key and the sample's number."""
+    is_key = isinstance(rng, Array) and (jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or rng.dtype == jnp.uint32)
+    if not is_key:
+        raise TypeError(f"rng must be a key, as jax.random.key(0), or an array of one key a sample, for this x_T, and is {rng!r}")
+    keys = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
+    if keys.ndim == 0:
+        return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(batch))
+    if keys.shape != (batch,):
+        raise ValueError(f"rng must have one key a sample: its shape is {keys.shape} for {batch} samples")
+    return keys
+
+
+def _noise(keys: Array, i: Array, x: Array) -> Array:
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype))(keys)
 
 
 def _raise_unless(finite: Array, plan: Plan) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..machine import run_rows
+from ..model.predictions import evaluate
 from ..plan import Plan
-from .options import Options, check_batch, check_output, not_finite, observer
+from .options import Options, check_batch, check_output, not_finite, observer, streams
 
 Array = NDArray[Any]
 
@@ -22,15 +23,19 @@ def run_numpy(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, op
     times = [np.full(len(x_T), row.t, dtype=np.int64 if plan.discrete else carry) for row in plan.rows]
 
     def predict(i: int, x: Array) -> Array:
+        row = plan.rows[i]
+        if not row.calls:
+            return x * row.guess
         x_in = x.astype(x_T.dtype, copy=False)
-        m = model(x_in, times[i])
+        m = evaluate(model, x_in, times[i], row)
         check_output(m, np.ndarray, x_in, i, plan)
         if options.check_finite and not np.isfinite(m).all():
             raise not_finite(i, plan)
-        return combine(options.convert[i][0], x, options.convert[i][1:], (m.astype(carry, copy=False),))
+        return options.to_form(m.astype(carry, copy=False), x, row)
 
     keep = [x_T.astype(carry, copy=False)]
-    x = run_rows(plan, predict, combine, keep[0], observer(plan, options, keep))
+    noise = _add_noise(options.rng, len(x_T)) if plan.stochastic else None
+    x = run_rows(plan, predict, combine, keep[0], observer(plan, options, keep), noise)
     return (np.stack(keep) if options.trajectory else x).astype(x_T.dtype)
 
 
@@ -42,3 +47,13 @@ def combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, 
             term = p if c == 1 else c * p
             total = term if total is None else total + term
     return np.zeros_like(x) if total is None else total
+
+
+def _add_noise(rng: object, batch: int) -> Callable[[float, Array], Array]:
+    generators = streams(rng, batch, np.random.Generator, lambda generator: generator.spawn(batch))
+
+    def add_noise(keep_z: float, x: Array) -> Array:
+        z = [generator.standard_normal(x.shape[1:], dtype=x.dtype) for generator in generators]
+        return x + keep_z * np.stack(z)
+
+    return add_noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from ..plan import Plan
 class Options:
     """How to run a plan; see `deis.sample`."""
 
-    convert: tuple[tuple[float, float], ...]
+    to_form: Callable[[Any, Any, Any], Any]
+    """(m, x, level) -> p: the network's output as a prediction of the plan's form."""
+    rng: Any
     trajectory: bool
     callback: Callable[[int, float, Any], Any] | None
     progress: bool
@@ -26,7 +28,7 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
     """Return what to tell each row's state: it filters out the stages; None where nobody listens."""
     if not (options.trajectory or options.callback or options.progress):
         return None
-    number = np.cumsum([row.accepts for row in plan.rows]) - 1
+    number = np.cumsum(plan.accepts) - 1
     bar: Any = None
 
     # In JAX one observer serves every later call of a compiled function, so it keeps no count of its own.
@@ -54,6 +56,26 @@ def _bar(plan: Plan) -> Any:
     except ImportError:
         raise ImportError("progress=True needs tqdm: pip install tqdm") from None
     return tqdm(total=plan.num_step, desc=plan.method or "plan", unit="step")
+
+
+def streams(rng: Any, batch: int, kind: type[Any], spawn: Callable[[Any], list[Any]]) -> list[Any]:
+    """Return one generator a sample, from a sequence of them or spawned from a single one.
+
+    Raises
+    ------
+    TypeError
+        Where rng is neither.
+    ValueError
+        Where there are not as many as samples.
+    """
+    if isinstance(rng, kind):
+        return spawn(rng)
+    if not (isinstance(rng, Sequence) and all(isinstance(generator, kind) for generator in rng)):
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        raise TypeError(f"rng must be a {name} or a sequence of them, one a sample, for this x_T, and is {rng!r}")
+    if len(rng) != batch:
+        raise ValueError(f"rng must have one generator a sample: there are {len(rng)} for {batch} samples")
+    return list(rng)
 
 
 def check_batch(x_T: Any, floating: bool) -> None:

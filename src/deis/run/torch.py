@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..machine import run_rows
+from ..model.predictions import evaluate
 from ..plan import Plan
-from .options import Options, check_batch, check_output, not_finite, observer
+from .options import Options, check_batch, check_output, not_finite, observer, streams
 
 
 def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, options: Options, grad: bool) -> Tensor:
@@ -22,16 +23,20 @@ def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor
     times = times[:, None].repeat(1, len(x_T))
 
     def predict(i: int, x: Tensor) -> Tensor:
+        row = plan.rows[i]
+        if not row.calls:
+            return x * row.guess
         x_in = x.to(x_T.dtype)
-        m = model(x_in, times[i])
+        m = evaluate(model, x_in, times[i], row)
         check_output(m, Tensor, x_in, i, plan)
         if options.check_finite and not bool(torch.isfinite(m).all()):
             raise not_finite(i, plan)
-        return combine(options.convert[i][0], x, options.convert[i][1:], (m.to(carry),))
+        return options.to_form(m.to(carry), x, row)
 
     with nullcontext() if grad else torch.no_grad():
         keep = [x_T.to(carry)]
-        x = run_rows(plan, predict, combine, keep[0], observer(plan, options, keep))
+        noise = _add_noise(options.rng, len(x_T)) if plan.stochastic else None
+        x = run_rows(plan, predict, combine, keep[0], observer(plan, options, keep), noise)
         return (torch.stack(keep) if options.trajectory else x).to(x_T.dtype)
 
 
@@ -42,3 +47,18 @@ def combine(c_x: float, x: Tensor, c_p: tuple[float, ...], history: tuple[Tensor
         if c != 0:
             total = (p if c == 1 else p * c) if total is None else torch.add(total, p, alpha=c)
     return torch.zeros_like(x) if total is None else total
+
+
+def _add_noise(rng: object, batch: int) -> Callable[[float, Tensor], Tensor]:
+    def spawn(generator: Generator) -> list[Generator]:
+        # One seed a sample, drawn in order, so that two halves of a batch continue the stream of the whole.
+        seeds = [int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(batch)]
+        return [Generator(generator.device).manual_seed(seed) for seed in seeds]
+
+    generators = streams(rng, batch, Generator, spawn)
+
+    def add_noise(keep_z: float, x: Tensor) -> Tensor:
+        z = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype) for g in generators]
+        return torch.add(x, torch.stack(z).to(x.device), alpha=keep_z)
+
+    return add_noise

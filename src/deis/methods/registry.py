@@ -1,0 +1,153 @@
+"""The names of methods: each an `Entry`, which says what it is and how to build it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .adams import Builder, adams
+from .ipndm import ipndm
+from .published import dpmpp_multistep, unipc
+from .runge_kutta import rho_rk
+from .singlestep import exponential_rk
+from .stochastic import ddim, edm_heun
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name.
+
+    Attributes
+    ----------
+    name : str
+        As users give it; <q> stands for a whole number and <tableau> for a name of `deis.TABLEAUX`, which `build` takes first.
+    build : callable
+        build(**options) -> builder.
+    form, clock, order, evaluations : str
+        What the method is: the form of its plan ("eps*": data where the grid starts at alpha = 0), the variable of its polynomial,
+        its order of convergence, and its evaluations a step.
+    reference : str
+        Where it comes from, and what it equals.
+    grid : tuple of (str, float)
+        The ts_phase and ts_order that it uses unless told otherwise.
+    """
+
+    name: str
+    build: Callable[..., Builder]
+    form: str
+    clock: str
+    order: str
+    evaluations: str
+    reference: str
+    grid: tuple[str, float] = ("t", 2.0)
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression of its names."""
+        return self.name.replace("<q>", r"(\d{1,3})").replace("<tableau>", "(.*)")
+
+
+def _rhork(tableau: str) -> Builder:
+    return rho_rk(tableau)
+
+
+def _lms(order: int, **options: Any) -> Builder:
+    if order < 1:
+        raise ValueError(f"method='lms{order}' is unknown: lms has the orders 1, 2, ...")
+    return adams(None, "rho", order - 1, name=f"lms{order}", **options)
+
+
+def _tab(q: int, **options: Any) -> Builder:
+    return adams(None, "t", q, name=f"tab{q}", **options)
+
+
+def _rhoab(q: int, **options: Any) -> Builder:
+    return adams(None, "rho", q, name=f"rhoab{q}", **options)
+
+
+def _abm(q: int = 2, **options: Any) -> Builder:
+    return adams(None, "t", q, q + 1, name=f"deis_abm{q}", **options)
+
+
+def _unipc(order: int, **options: Any) -> Builder:
+    return adams("data", "log_rho", order - 1, order, name=f"unipc{order}", **options)
+
+
+def _named(name: str, *arguments: Any) -> Callable[..., Builder]:
+    return partial(adams, *arguments, name=name)
+
+
+REGISTRY = (
+    Entry("ddim", ddim, "eps*", "any", "1", "1", "arXiv 2010.02502; degree 0 of every family; `eta=` adds noise"),
+    Entry("tab<q>", _tab, "eps*", "t", "q + 1", "1", "tAB-DEIS, arXiv 2204.13902; `tab3` is its best"),
+    Entry("rhoab<q>", _rhoab, "eps*", "rho", "q + 1", "1", "rhoAB-DEIS, arXiv 2204.13902"),
+    Entry("lms<q>", _lms, "eps*", "rho", "q", "1", "k-diffusion's LMS of order q: rhoAB of degree q - 1", ("rho", 7.0)),
+    Entry("ipndm<q>", ipndm, "eps*", "none", "2, q on even rho", "1", "arXiv 2204.13902, 2202.09778; q from 1 to 4"),
+    Entry("ipndm", partial(ipndm, 4), "eps*", "none", "2, 4 on even rho", "1", "`ipndm4`"),
+    Entry("deis_abm", _abm, "eps*", "t", "4", "1", "`deis_abm2`"),
+    Entry("deis_abm<q>", _abm, "eps*", "t", "q + 2", "1", "tAB with the exponential Adams-Moulton corrector of degree q + 1"),
+    Entry("dpm_solver_2m", _named("dpm_solver_2m", "eps", "log_rho", 1), "eps", "log_rho", "2", "1", "arXiv 2206.00927, exact"),
+    Entry("dpm_solver_3m", _named("dpm_solver_3m", "eps", "log_rho", 2), "eps", "log_rho", "3", "1", "arXiv 2206.00927, exact"),
+    Entry("dpmpp_2m", _named("dpmpp_2m", "data", "log_rho", 1), "data", "log_rho", "2", "1", "arXiv 2211.01095, exact"),
+    Entry("dpmpp_3m", _named("dpmpp_3m", "data", "log_rho", 2), "data", "log_rho", "3", "1", "arXiv 2211.01095, exact"),
+    Entry("dpmpp_2m_published", partial(dpmpp_multistep, 2), "data", "log_rho", "2", "1", "arXiv 2211.01095, as libraries ship it"),
+    Entry("dpmpp_3m_published", partial(dpmpp_multistep, 3), "data", "log_rho", "2", "1", "arXiv 2211.01095, as libraries ship it"),
+    Entry("unipc<q>", _unipc, "data", "log_rho", "q + 1", "1", "UniPC, arXiv 2302.04867, exact; `unipc2`, `unipc3`, ..."),
+    Entry("unipc<q>_bh1", partial(unipc, solver="bh1"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = h"),
+    Entry("unipc<q>_bh2", partial(unipc, solver="bh2"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = e^h - 1"),
+    Entry("rhork_<tableau>", _rhork, "eps", "rho", "the tableau's", "stages", "rhoRK-DEIS, arXiv 2204.13902"),
+    Entry("edm_heun", edm_heun, "eps", "rho", "2", "2, 1 to sigma = 0", "arXiv 2206.00364; `churn=` adds noise", ("rho", 7.0)),
+    Entry("dpm_solver_2", partial(exponential_rk, "eps", "dpm_solver_2", 2), "eps", "log_rho", "2", "2", "arXiv 2206.00927"),
+    Entry("dpm_solver_3", partial(exponential_rk, "eps", "dpm_solver_3", 3), "eps", "log_rho", "3", "3", "arXiv 2206.00927"),
+    Entry("dpmpp_2s", partial(exponential_rk, "data", "dpmpp_2s", 2), "data", "log_rho", "2", "2", "arXiv 2211.01095"),
+    Entry("dpmpp_3s", partial(exponential_rk, "data", "dpmpp_3s", 3), "data", "log_rho", "3", "3", "arXiv 2211.01095"),
+    Entry("ancestral", partial(ddim, 1.0), "eps*", "any", "1, weak", "1", "DDPM, arXiv 2006.11239: `ddim` of eta = 1"),
+    Entry(
+        "sde_dpmpp_2m", partial(adams, "data", "log_rho", 1, tau=1.0, name="sde_dpmpp_2m"),
+        "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M, arXiv 2211.01095, exact",
+    ),
+    Entry(
+        "sde_dpmpp_2m_published", partial(dpmpp_multistep, 2, tau=1.0),
+        "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M as libraries ship it",
+    ),
+    Entry(
+        "sa_solver", partial(adams, "data", "log_rho", 1, 2, tau=1.0, name="sa_solver"),
+        "data", "log_rho", "2, weak", "1", "SA-Solver, arXiv 2309.05019; `tau=`, a rate or a function of t",
+    ),
+)  # fmt: skip
+
+KNOWN = ", ".join(repr(entry.name) for entry in REGISTRY)
+
+
+def find(name: str) -> tuple[Entry, tuple[Any, ...]]:
+    """Return the entry of a name, and the number or tableau in it; hyphens count as underscores.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; it lists the known ones.
+    """
+    for entry in REGISTRY:
+        if match := re.fullmatch(entry.pattern, name.replace("-", "_")):
+            return entry, tuple(int(part) if "<q>" in entry.name else part for part in match.groups())
+    raise ValueError(f"method={name!r} is unknown; the known ones are {KNOWN}, or a function (schedule, ts, grid) -> Plan")
+
+
+def get_method(name: str, **options: Any) -> Builder:
+    """Return the builder of a registered name; `deis.methods.registry.REGISTRY` has them all.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or an option that the method does not have.
+    """
+    entry, arguments = find(name)
+    try:
+        return entry.build(*arguments, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(f"method={name!r} does not take the options {sorted(options)}: {error}") from None

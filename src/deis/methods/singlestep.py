@@ -1,0 +1,193 @@
+"""Singlestep methods: steps of several stages that use no prediction from before; and exponential Runge-Kutta in log rho."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import Plan
+from ..quadrature import Form, lagrange_integrals
+from ..sde import Schedule
+from .adams import CLOCKS, Array, choose_form, is_discrete
+
+
+class Steps(NamedTuple):
+    """n steps of s stages each: after the evaluation of stage k, x becomes c_x[k] x_i + sum_m c_p[k, m] p_m, m <= k."""
+
+    form: Form
+    t: Array
+    """The times of the stages, shape (n, s)."""
+    c_x: Array
+    """Shape (n, s)."""
+    c_p: Array
+    """Shape (n, s, s), by stage: c_p[:, k, m] = 0 for m > k."""
+
+
+StepBuilder = Callable[[Schedule, Array, Array], Steps]
+"""steps(schedule, start, end), of times of shape (n,)."""
+
+
+@dataclass(frozen=True)
+class SingleStep:
+    """A singlestep method as a builder of plans.
+
+    Attributes
+    ----------
+    name : str
+    family : mapping of int to StepBuilder
+        The steps by their number of stages: the largest is the method's own, the smaller ones meet a budget of evaluations
+        that it does not divide.
+    clean_end : bool
+        Make the last step, where it ends at sigma = 0, one of a single stage: log rho is infinite there, and eps not determined
+        by a network that predicts x_0.
+    lift : callable, optional
+        lift(schedule, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
+    noise : float
+        A factor of that noise.
+    """
+
+    name: str
+    family: Mapping[int, StepBuilder]
+    clean_end: bool = False
+    lift: Callable[[Schedule, Array], Array] | None = None
+    noise: float = 1.0
+
+    @property
+    def stages(self) -> int:
+        """The evaluations of a full step."""
+        return max(self.family)
+
+    def split(self, nfe: int, clean: bool) -> list[int]:
+        """Return the stages of each step for a budget: full steps first, and cheaper ones at the end for the rest.
+
+        `clean` tells that the grid ends at sigma = 0. For three stages this is what DPM-Solver calls "fast": ..., 3, 2, 1 or
+        ..., 3, 1 or ..., 3, 2.
+        """
+        counts = [self.stages] * (nfe // self.stages)
+        rest = nfe % self.stages
+        while rest:
+            counts.append(max(size for size in self.family if size <= rest))
+            rest -= counts[-1]
+        if clean and self.clean_end and counts[-1] > 1:
+            counts[-1:] = [*self.split(counts[-1] - 1, False), 1] if counts[-1] - 1 in self.family else [1] * counts[-1]
+        return counts
+
+    def __call__(self, schedule: Schedule, ts: Array, grid: str, counts: list[int] | None = None) -> Plan:
+        """Build the plan of the grid, with the given number of stages in each step; by default full steps."""
+        n = len(ts) - 1
+        if counts is None:
+            clean = self.clean_end and schedule.sigma(ts[-1]) == 0
+            counts = [self.stages] * (n - 1) + [1 if clean else self.stages]
+        start = ts[:-1] if self.lift is None else self.lift(schedule, ts)
+        lifted = start != ts[:-1]
+        cuts = [0, *(i for i in range(1, n) if counts[i] != counts[i - 1] or lifted[i]), n]
+        parts = []
+        for first, last in pairwise(cuts):
+            if lifted[first]:
+                parts.append(_noise_row(schedule, ts[first], start[first], self.noise))
+            steps = self.family[counts[first]](schedule, start[first:last], ts[first + 1 : last + 1])
+            parts.append(_stage_rows(steps))
+        fitted = "" if self.noise == 1 or not lifted.any() else f"noise increased by {self.noise:g}"
+        return _stack(schedule, parts, steps.form, ts[-1], method=self.name, grid=grid, fitted=fitted)
+
+
+Rows = dict[str, NDArray[Any]]
+"""Columns of a plan by name."""
+
+
+def _stage_rows(steps: Steps) -> Rows:
+    """Lay steps that follow each other out: a row for every stage, of which the last accepts the state."""
+    n, s = steps.t.shape
+    c_p = np.zeros((n, s, s))
+    for k in range(s):
+        c_p[:, k, : k + 1] = steps.c_p[:, k, k::-1]  # newest first
+    last = np.arange(s) == s - 1
+    return {
+        "t": steps.t.ravel(),
+        "keep_x": np.where(last, steps.c_x, 1.0).ravel(),
+        "keep_p": np.where(last[:, None], c_p, 0.0).reshape(n * s, s),
+        "keep_z": np.zeros(n * s),
+        "next_x": np.where(last, 1.0, steps.c_x).ravel(),
+        "next_p": np.where(last[:, None], 0.0, c_p).reshape(n * s, s),
+        "accepts": np.tile(last, n),
+        "calls": np.ones(n * s, dtype=bool),
+    }
+
+
+def _noise_row(schedule: Schedule, t: float, up: float, noise: float) -> Rows:
+    """Return the row, without an evaluation, that adds the noise from rho(t) up to rho(up)."""
+    alpha, rho = schedule.alpha(np.array([t, up])), schedule.rho(np.array([t, up]))
+    keep_z = noise * alpha[1] * np.sqrt((rho[1] - rho[0]) * (rho[1] + rho[0]))
+    numbers = {"t": t, "keep_x": alpha[1] / alpha[0], "keep_z": keep_z, "next_x": 1.0}
+    nothing = {"keep_p": np.zeros((1, 1)), "next_p": np.zeros((1, 1)), "accepts": np.array([False]), "calls": np.array([False])}
+    return {name: np.array([value]) for name, value in numbers.items()} | nothing
+
+
+def _stack(schedule: Schedule, parts: list[Rows], form: Form, end: float, *, method: str, grid: str, fitted: str) -> Plan:
+    """Return the plan of rows one after the other, the windows widened to one."""
+    window = max(part["keep_p"].shape[1] for part in parts)
+    for part in parts:
+        for name in ("keep_p", "next_p"):
+            part[name] = np.pad(part[name], ((0, 0), (0, window - part[name].shape[1])))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    t = np.append(columns.pop("t"), end)
+    return Plan(
+        t=t,
+        alpha=schedule.alpha(t),
+        sigma=schedule.sigma(t),
+        **columns,
+        form=form,
+        discrete=is_discrete(schedule, t),
+        method=method,
+        grid=grid,
+        schedule=schedule.name,
+        fitted=fitted,
+    )
+
+
+# --- exponential Runge-Kutta -------------------------------------------------------------------------------------------
+
+
+def exponential_rk(form: Form | None, name: str, order: int) -> SingleStep:
+    """Return the exponential Runge-Kutta method of DPM-Solver (arXiv 2206.00927, algorithm 1 and 2) or DPM-Solver++.
+
+    Stage k lies at log rho = log rho_i + c_k (log rho_{i+1} - log rho_i), and each state comes from x_i by the exact integral of
+    the polynomial in log rho through some of the stages before it: order 2 has c = (0, 1/2) and a last polynomial through stage 1
+    alone; order 3 c = (0, 1/3, 2/3) and polynomials through (0), (0, 1) and (0, 2). form="eps" is DPM-Solver, "data" DPM-Solver++
+    (arXiv 2211.01095).
+    """
+    tables: dict[int, tuple[tuple[float, ...], tuple[tuple[int, ...], ...]]] = {
+        1: ((0.0,), ((0,),)),
+        2: ((0.0, 1 / 2), ((0,), (1,))),
+        3: ((0.0, 1 / 3, 2 / 3), ((0,), (0, 1), (0, 2))),
+    }
+    family = {s: partial(exponential_steps, form=form, c=c, through=through) for s, (c, through) in tables.items() if s <= order}
+    return SingleStep(name, family, clean_end=True)
+
+
+def exponential_steps(
+    schedule: Schedule, start: Array, end: Array, *, form: Form | None, c: tuple[float, ...], through: tuple[tuple[int, ...], ...]
+) -> Steps:
+    """Return the steps of an exponential Runge-Kutta method; see `exponential_rk`."""
+    chosen, s = form or choose_form(schedule, start), len(c)
+    high, low = schedule.log_rho(start), schedule.log_rho(end)
+    if s > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
+        t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
+        raise ValueError(
+            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
+            "a multistep method such as 'tab3' or 'dpmpp_2m'"
+        )
+    t = np.stack([start] + [schedule.t_of_log_rho(high + c_k * (low - high)) for c_k in c[1:]], axis=1)
+    target = np.append(t[:, 1:], end[:, None], axis=1)
+    scale = schedule.alpha if chosen == "eps" else schedule.sigma
+    c_p = np.zeros((len(start), s, s))
+    for k, nodes in enumerate(through):
+        weights = lagrange_integrals(schedule, CLOCKS["log_rho"], chosen, t[:, nodes], start, target[:, k])
+        c_p[:, k, list(nodes)] = weights
+    return Steps(chosen, t, scale(target) / scale(start)[:, None], c_p)

@@ -1,0 +1,77 @@
+"""Stochastic methods that are not exponential Adams: DDIM with eta, and EDM's churn. (`adams(tau=...)` is the third kind.)"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import numpy as np
+
+from ..plan import Plan
+from ..quadrature import Form
+from ..sde import Schedule
+from .adams import Array, Builder, multistep_plan
+from .published import first_order
+from .runge_kutta import TABLEAUX, tableau_steps
+from .singlestep import SingleStep
+
+
+def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
+    """Return DDIM (Song et al., arXiv 2010.02502, eq. 12): eta = 0 is the probability flow, 1 ancestral sampling (DDPM).
+
+    x_{i+1} = alpha_{i+1} x_0 + sqrt(sigma_{i+1}^2 - s^2) eps + s z, where s = eta sigma_{i+1} sqrt(1 - (rho_{i+1} / rho_i)^2).
+
+    Raises
+    ------
+    ValueError
+        Where eta lies outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta!r} must lie in [0, 1]")
+
+    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+        name = "ddim" if eta == 0 else f"ddim(eta={eta:g})"
+        chosen, psi, c_0 = first_order(schedule, ts, form)
+        if eta == 0:
+            return multistep_plan(schedule, ts, chosen, psi, c_0[:, None], name, grid)
+        alpha, sigma = schedule.alpha(ts), schedule.sigma(ts)
+        fresh = eta * np.sqrt(-np.expm1(2 * np.diff(schedule.log_rho(ts))))  # s / sigma_{i+1}
+        old = sigma[1:] * np.sqrt((1 - fresh) * (1 + fresh))
+        if chosen == "eps":
+            c_0 = old - psi * sigma[:-1]
+        else:
+            psi = old / sigma[:-1]
+            c_0 = alpha[1:] - psi * alpha[:-1]
+        return multistep_plan(schedule, ts, chosen, psi, c_0[:, None], name, grid, keep_z=sigma[1:] * fresh)
+
+    return build
+
+
+def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0) -> SingleStep:
+    """Return EDM's sampler (Karras et al., arXiv 2206.00364, algorithm 2): Heun's method in rho, and noise added before a step.
+
+    Parameters
+    ----------
+    churn, low, high, noise : float
+        S_churn, S_tmin, S_tmax and S_noise of the paper: before a step from rho in [low, high], rho is raised by the factor
+        1 + min(churn / num_step, sqrt(2) - 1) and noise of the deviation that this takes is added, times `noise`. churn = 0 is the
+        deterministic sampler.
+
+    Raises
+    ------
+    ValueError
+        Where churn is negative, noise not positive, or low greater than high.
+    """
+    if not (0 <= churn < math.inf and 0 < noise < math.inf and low <= high):
+        raise ValueError(f"churn={churn!r} must be at least 0, noise={noise!r} positive, and low={low!r} at most high={high!r}")
+    factor = math.sqrt(2) - 1
+
+    def lift(schedule: Schedule, ts: Array) -> Array:
+        rho = schedule.rho(ts[:-1])
+        chosen = (rho >= low) & (rho <= high) & np.isfinite(rho) & (churn > 0)
+        gamma = min(churn / len(rho), factor)
+        return np.where(chosen, schedule.t_of_rho(np.where(chosen, (1 + gamma) * rho, 1.0)), ts[:-1])
+
+    family = {size: partial(tableau_steps, tableau=TABLEAUX[name]) for size, name in ((1, "1euler"), (2, "2heun"))}
+    name = f"edm_heun(churn={churn:g})" if churn else "edm_heun"
+    return SingleStep(name, family, clean_end=True, lift=lift if churn else None, noise=noise)

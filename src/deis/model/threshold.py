@@ -1,0 +1,48 @@
+"""Thresholding of the predicted data: what `deis.Denoiser(threshold=...)` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..foreign import array_namespace
+
+
+def static_threshold(limit: float = 1.0) -> Callable[[Any], Any]:
+    """Return x_0 -> x_0 clipped to [-limit, limit].
+
+    Raises
+    ------
+    ValueError
+        Where limit is not positive.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit={limit!r} must be positive: the data lie in [-limit, limit]")
+    return lambda x_0: x_0.clip(-limit, limit)
+
+
+def dynamic_threshold(quantile: float = 0.995, limit: float = 1.0, most: float | None = None) -> Callable[[Any], Any]:
+    """Return the dynamic thresholding of Imagen (Saharia et al., arXiv 2205.11487, section 2.3), for each sample of its own.
+
+    With s the quantile of |x_0| over all dimensions of a sample, at least `limit` and at most `most`, x_0 is clipped to [-s, s]
+    and multiplied by limit / s.
+
+    Raises
+    ------
+    ValueError
+        Where quantile lies outside [0, 1], limit is not positive, or most is less than limit.
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile={quantile!r} must lie in [0, 1]")
+    if not limit > 0:
+        raise ValueError(f"limit={limit!r} must be positive: the data lie in [-limit, limit]")
+    if most is not None and not most >= limit:
+        raise ValueError(f"most={most!r} must be at least limit={limit!r}")
+
+    def threshold(x_0: Any) -> Any:
+        xp = array_namespace(x_0)
+        s = xp.quantile(abs(x_0).reshape(len(x_0), -1), quantile, 1).clip(limit, most)
+        s = s.reshape(-1, *(1,) * (x_0.ndim - 1))
+        return xp.minimum(xp.maximum(x_0, -s), s) * (limit / s)
+
+    return threshold
