@@ -100,7 +100,7 @@ def test_the_two_forms_of_ddim_are_one_update() -> None:
     """x0 = (x - sigma eps) / alpha turns one into the other, in every clock."""
     sde = deis.VPSDE.linear()
     for clock in CLOCKS:
-        eps, data = (deis.make_plan(sde, deis.adams(form, clock, 0), 9) for form in ("eps", "data"))  # type: ignore[arg-type]
+        eps, data = (deis.make_plan(sde, deis.adams(form, clock, 0), 9) for form in ("eps", "data"))
         alpha, sigma = eps.alpha[:-1], eps.sigma[:-1]
         np.testing.assert_allclose(data.keep_x + data.keep_p[:, 0] / alpha, eps.keep_x, rtol=1e-12)
         np.testing.assert_allclose(-data.keep_p[:, 0] * sigma / alpha, eps.keep_p[:, 0], rtol=1e-12)

@@ -1,18 +1,45 @@
 """Measured order of convergence on problems with a known solution, in float64: within 0.2 of theory for every method."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import deis
+from deis.methods.adams import CLOCKS, Builder
+from deis.methods.registry import REGISTRY, find
 from deis.run.numpy import combine
 
 from .oracle import gaussian, two_modes
 
 Array = NDArray[np.float64]
 X_T = np.linspace(-1.5, 2.0, 5)
+# Every registered name, with an example where it takes a number, and the order that theory gives on a smooth grid.
+ORDERS = {
+    "ddim": {"ddim": 1},
+    "tab<q>": {"tab0": 1, "tab1": 2, "tab2": 3, "tab3": 4, "tab4": 5},
+    "rhoab<q>": {"rhoab0": 1, "rhoab1": 2, "rhoab2": 3, "rhoab3": 4, "rhoab4": 5},
+    "lms<q>": {"lms1": 1, "lms4": 4},
+    "deis_abm": {"deis_abm": 4},
+    "deis_abm<q>": {"deis_abm0": 2, "deis_abm1": 3},
+    "dpm_solver_2m": {"dpm_solver_2m": 2},
+    "dpm_solver_3m": {"dpm_solver_3m": 3},
+    "dpmpp_2m": {"dpmpp_2m": 2},
+    "dpmpp_3m": {"dpmpp_3m": 3},
+    "dpmpp_2m_published": {"dpmpp_2m_published": 2},
+    "dpmpp_3m_published": {"dpmpp_3m_published": 2},  # half of the last term of the exact integral
+    "unipc<q>": {"unipc1": 2, "unipc2": 3, "unipc3": 4},
+    "unipc<q>_bh1": {"unipc2_bh1": 3, "unipc3_bh1": 4},
+    "unipc<q>_bh2": {"unipc2_bh2": 3, "unipc3_bh2": 4},
+    "edm_heun": {"edm_heun": 2},
+    "dpm_solver_2": {"dpm_solver_2": 2},
+    "dpm_solver_3": {"dpm_solver_3": 3},
+    "dpmpp_2s": {"dpmpp_2s": 2},
+    "dpmpp_3s": {"dpmpp_3s": 3},
+}
+ELSEWHERE = {"ipndm<q>", "ipndm", "rhork_<tableau>", "ancestral", "sde_dpmpp_2m", "sde_dpmpp_2m_published", "sa_solver"}
 RK_ORDERS = {
     "1euler": 1, "2heun": 2, "2midpoint": 2, "3kutta": 3, "3ral": 3, "3heun": 3, "3vdh": 3, "3ssprk": 3, "4rk": 4,
 }  # fmt: skip
@@ -24,20 +51,29 @@ def slope(errors: list[float], steps: list[int]) -> float:
 
 def with_exact_starts(plan: deis.Plan, eps: Callable[..., Array], exact: Array) -> Array:
     """Run a multistep plan whose first W - 1 states are the exact solution's, so that only the full-order rows err."""
-    x, history = exact[0], ()  # type: tuple[Array, tuple[Array, ...]]
+    x = base = exact[0]
+    history: tuple[Array, ...] = ()
+    corrects = bool((plan.next_p != 0).any())
     for i, row in enumerate(plan.rows):
-        history = (eps(x[:, None], np.full(len(x), row.t))[:, 0], *history)[: plan.window]
-        x = combine(row.keep_x, x, row.keep_p, history) if i >= plan.window - 1 else exact[i + 1]
+        p = eps(x[:, None], np.full(len(x), row.t))[:, 0]
+        p = p if plan.form == "eps" else (x - row.sigma * p) / row.alpha
+        history = (p, *history)[: plan.window]
+        if i >= plan.window - 1:
+            base = combine(row.keep_x, base, row.keep_p, history)
+            x = combine(row.next_x, base, row.next_p, history)
+        else:  # with a corrector, base is the corrected state times psi
+            x = exact[i + 1]
+            base = row.keep_x * exact[i] if corrects else x
     return x
 
 
-def measure(method: str, sde: deis.Schedule, steps: list[int], ts_phase: str, ts_order: float) -> float:
+def measure(method: str | Builder, sde: deis.Schedule, steps: list[int], ts_phase: str, ts_order: float) -> float:
     eps, solution = two_modes(sde)
     errors = []
     for num_step in steps:
         plan = deis.make_plan(sde, method, num_step, ts_phase, ts_order)
         exact = solution(plan.ts, X_T)
-        multistep = plan.num_step == plan.nfe
+        multistep = plan.accepts.all()
         x_0 = with_exact_starts(plan, eps, exact) if multistep else deis.sample(plan, eps, X_T[:, None])[:, 0]
         errors.append(np.abs(x_0 - exact[-1]).max())
     return slope(errors, steps)
@@ -48,10 +84,26 @@ SMOOTH = deis.VPSDE.linear(0.1, 20.0, sampling_eps=0.2, sampling_T=0.6)
 STEPS = [160, 226, 320]
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("family", ["tab", "rhoab"])
-def test_adams_of_degree_q_has_order_q_plus_1(family: str, order: int) -> None:
-    assert abs(measure(f"{family}{order}", SMOOTH, STEPS, "t", 1) - (order + 1)) < 0.2
+def test_every_registered_name_has_its_order_tested() -> None:
+    assert {entry.name for entry in REGISTRY} == set(ORDERS) | ELSEWHERE
+    for entry, examples in ORDERS.items():
+        assert {find(name)[0].name for name in examples} == {entry}
+
+
+@pytest.mark.parametrize(("name", "order"), [item for examples in ORDERS.values() for item in examples.items()])
+def test_every_method_has_its_order(name: str, order: int) -> None:
+    assert abs(measure(name, SMOOTH, STEPS, "t", 1) - order) < 0.2
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("form", ["eps", "data"])
+@pytest.mark.parametrize(("order", "corrector"), [(1, None), (3, None), (1, 1), (1, 2), (2, 3)])
+def test_adams_has_its_order_in_every_clock_and_form(
+    clock: str, form: Literal["eps", "data"], order: int, corrector: int | None
+) -> None:
+    """Degree q has order q + 1; a corrector of degree c makes it min(c + 1, q + 2)."""
+    theory = order + 1 if corrector is None else min(corrector + 1, order + 2)
+    assert abs(measure(deis.adams(form, clock, order, corrector), SMOOTH, STEPS, "t", 1) - theory) < 0.2
 
 
 @pytest.mark.parametrize("name", RK_ORDERS)
@@ -108,12 +160,13 @@ def test_flow_matching_from_pure_noise_to_clean_data() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_thousand_steps_of_order_three_do_no_harm(dtype: type) -> None:
+@pytest.mark.parametrize("method", ["tab2", "tab3", "dpm_solver_3m", "dpmpp_3m", "unipc3", "deis_abm", "dpmpp_3s"])
+def test_a_thousand_steps_of_order_three_do_no_harm(method: str, dtype: type) -> None:
     sde = deis.VPSDE.linear()
     eps, solution = gaussian(sde)
     x_T: Array = X_T[:, None].astype(dtype)
     errors = [
-        np.abs(deis.sample(deis.make_plan(sde, "tab3", n), eps, x_T) - solution(sde.t_end, X_T[:, None])).max()
+        np.abs(deis.sample(deis.make_plan(sde, method, n), eps, x_T) - solution(sde.t_end, X_T[:, None])).max()
         for n in (30, 100, 1000)
     ]
     assert errors[1] < errors[0]

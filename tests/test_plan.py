@@ -16,7 +16,7 @@ from .test_coefficients import EVERY
 
 SDE = deis.VPSDE.linear()
 PLAN = deis.make_plan(SDE, "tab3", 6)
-METHODS = ["ddim", "tab3", "tab7", "rhoab2", "ipndm", "rhork_3kutta", "rhork_4rk"]
+METHODS = ["ddim", "tab3", "tab7", "rhoab2", "ipndm", "rhork_3kutta", "rhork_4rk", "unipc3", "dpmpp_2m", "sa_solver", "deis_abm"]
 
 
 def changed(name: str, place: object, value: float) -> deis.Plan:
@@ -39,7 +39,7 @@ def test_nfe_is_exact_and_no_time_repeats(sde: deis.Schedule, method: str) -> No
             calls.append(t)
             return 0 * x
 
-        deis.sample(plan, model, np.zeros((2, 3)), predicts="x0")
+        deis.sample(plan, model, np.zeros((2, 3)), predicts="x0", rng=np.random.default_rng(0))
         assert len(calls) == plan.nfe == stages * num_step
         assert plan.num_step == num_step
         assert (plan.ts[0], plan.ts[-1]) == (sde.t_start, sde.t_end)
@@ -73,7 +73,14 @@ def test_every_changed_coefficient_is_noticed(place: tuple[int, int]) -> None:
         ({"discrete": 1}, "True or False"),
         ({"method": 3}, "string"),
         ({"alpha": -PLAN.alpha}, "at least 0"),
-        ({"keep_x": np.ones(6), "keep_p": np.zeros((6, 4))}, "last row must accept"),
+        ({"accepts": np.arange(6) < 5}, "accepts is False in the last row"),
+        ({"accepts": np.ones(6)}, "accepts must be bool"),
+        ({"calls": np.zeros(6, dtype=bool)}, "calls is False in every row"),
+        ({"calls": np.ones(5, dtype=bool)}, r"calls must be bool of shape \(6,\)"),
+        ({"guess": np.ones(6)}, "guess=.* must be 0 in every row that calls"),
+        ({"guess": np.ones(5)}, r"guess must have shape \(6,\)"),
+        ({"keep_z": np.full(6, 0.1)}, "inconsistent"),
+        ({"fitted": 1}, "fitted=1 must be a string"),
         ({"alpha": np.append(0, PLAN.alpha[1:])}, "form='eps' has no meaning"),
     ],
 )
@@ -92,7 +99,7 @@ def test_predictions_from_before_the_first_and_wasted_ones_are_refused() -> None
 
 def test_wild_extrapolation_is_legal() -> None:
     """Weights of five million, which cancel to five: no inconsistency, though no good sampler either."""
-    plan = deis.make_plan(deis.VPSDE.cosine(), "tab5", 5, ts_phase="rho")
+    plan = deis.make_plan(deis.VPSDE.cosine(), "tab5", 5, ts_phase="rho", ts_order=2)
     assert np.abs(plan.keep_p).max() > 1e6
 
 
@@ -118,14 +125,19 @@ def test_repr_is_a_table() -> None:
     assert "next_p" in repr(deis.make_plan(SDE, "rhork_4rk", 1))
 
 
-@given(sde=st.sampled_from(EVERY), method=st.sampled_from(["ddim", "tab3", "ipndm"]), n=st.integers(1, 30), power=st.floats(1, 5))
+@given(
+    sde=st.sampled_from(EVERY),
+    method=st.sampled_from(["ddim", "ipndm", "sa_solver", "unipc2"]),
+    n=st.integers(1, 30),
+    power=st.floats(1, 5),
+)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_files_round_trip_bit_for_bit(tmp_path: Path, sde: deis.Schedule, method: str, n: int, power: float) -> None:
     plan = deis.make_plan(sde, method, n, ts_order=power)
     plan.save(tmp_path / "plan.json")
     loaded = deis.load_plan(tmp_path / "plan.json")
     assert loaded == plan
-    for name in ("t", "alpha", "sigma", "keep_x", "keep_p", "next_x", "next_p"):
+    for name in ("t", "alpha", "sigma", "keep_x", "keep_p", "keep_z", "next_x", "next_p", "guess", "accepts", "calls"):
         assert getattr(loaded, name).tobytes() == getattr(plan, name).tobytes()
     assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
 
@@ -154,7 +166,7 @@ def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda d: d.update(version=2), "version is 2 .*upgrade"),
+        (lambda d: d.update(version=3), "version is 3 .*upgrade"),
         (lambda d: d.update(version="1"), "version is '1'"),
         (lambda d: d.update(format="other"), "format"),
         (lambda d: d.pop("sha256"), "must hold"),
@@ -165,6 +177,7 @@ def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
         (lambda d: d["plan"]["keep_p"][2].__setitem__(0, 0.5), "row 2 is inconsistent"),
         (lambda d: d["plan"]["t"].__setitem__(1, d["plan"]["t"][1] + 1e-9), "changed after it was saved"),
         (lambda d: d["plan"].update(method="mine"), "changed after it was saved"),
+        (lambda d: d["plan"]["calls"].__setitem__(0, 1), "calls is not a list of true and false"),
         (lambda d: d["plan"]["t"].__setitem__(0, float("nan")), "NaN"),
     ],
 )
@@ -181,7 +194,7 @@ def test_edited_files_are_refused_with_the_reason(tmp_path: Path, edit: object, 
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     PLAN.save(path)
-    path.write_text(path.read_text().replace('"version": 1,', '"version": 1, "version": 1,'))
+    path.write_text(path.read_text().replace('"version": 2,', '"version": 2, "version": 2,'))
     with pytest.raises(ValueError, match="stands twice"):
         deis.load_plan(path)
 

@@ -16,7 +16,7 @@ import deis
 from .oracle import gaussian
 
 SDE = deis.VPSDE.linear()
-METHODS = ["ddim", "tab3", "rhoab2", "ipndm", "rhork_3kutta", "rhork_4rk"]
+METHODS = ["tab3", "ipndm", "rhork_3kutta", "dpmpp_2m", "unipc2", "deis_abm", "dpm_solver_3"]
 X_T = np.random.default_rng(0).standard_normal((4, 3, 2))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ..grids import DEFAULT_ORDER, custom_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule
-from .adams import Array, Builder
+from .adams import Builder
 from .registry import KNOWN, find, get_method
 from .singlestep import SingleStep
 
@@ -65,29 +65,23 @@ def make_plan(
     """
     if not isinstance(sde, Schedule):
         raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {sde!r}")
-    default_grid = ("t", 2.0)
-    if isinstance(method, str):
-        build, default_grid = get_method(method, **options), find(method)[0].grid
-    elif options:
-        raise ValueError(f"the options {sorted(options)} belong to a method given by name; give them to the builder")
-    else:
-        build = method
-    if not callable(build):
-        raise TypeError(f"method must be a name or a function (schedule, ts, grid) -> Plan, and is {method!r}")
     if afs is not None and not 0 < afs < np.inf:
         raise ValueError(f"afs={afs!r} must be positive: it is the standard deviation of the data")
+    build, default_grid = _resolve(method, options)
     given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas)
-    counts = None if nfe is None else _stages(build, nfe, afs is not None, sde, given)
-    if given is None:
-        wanted = len(counts) if counts is not None and num_step is None else num_step
+    counts = None if nfe is None else _stages(build, nfe, afs is not None, sde.t_end if given is None else given[-1], sde)
+    asked = {
+        "num_step": num_step,
+        "nfe": None if counts is None else len(counts),
+        "ts or sigmas": None if given is None else len(given) - 1,
+    }
+    steps = _agree({argument: count for argument, count in asked.items() if count is not None})
+    if given is not None:
+        times, grid = given, "custom grid"
+    else:
         phase = default_grid[0] if ts_phase is None else ts_phase
         order = default_grid[1] if ts_order is None and phase == default_grid[0] else ts_order
-        times, grid = make_grid(sde, 10 if wanted is None else wanted, phase, order), _grid_name(phase, order)
-    else:
-        times, grid = given, "custom grid"
-    for argument, steps in (("num_step", num_step), ("nfe", None if counts is None else len(counts))):
-        if steps is not None and steps != len(times) - 1:
-            raise ValueError(f"{argument} asks for {steps} steps and the grid has {len(times) - 1}; leave one of them out")
+        times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
     plan = build(sde, times, grid, counts) if isinstance(build, SingleStep) else build(sde, times, grid)
     plan = plan if afs is None else _analytical_first_step(plan, afs)
     if nfe is not None and plan.nfe != nfe:
@@ -97,13 +91,31 @@ def make_plan(
     return plan
 
 
-def _stages(build: Builder, nfe: int, saves: bool, sde: Schedule, given: Array | None) -> list[int]:
+def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, tuple[str, float]]:
+    """Return the builder of a method, and its own grid."""
+    if isinstance(method, str):
+        return get_method(method, **options), find(method)[0].grid
+    if not callable(method):
+        raise TypeError(f"method must be a name or a function (schedule, ts, grid) -> Plan, and is {method!r}")
+    if options:
+        raise ValueError(f"the options {sorted(options)} belong to a method given by name; give them to the builder")
+    return method, ("t", DEFAULT_ORDER["t"])
+
+
+def _stages(build: Builder, nfe: int, saves: bool, end: float, sde: Schedule) -> list[int]:
     """Return the evaluations of each step for a budget, of which the first step may save one."""
     if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
         raise ValueError(f"nfe={nfe!r} must be a whole number of at least 1")
-    end = sde.t_end if given is None else given[-1]
     rows = int(nfe) + saves
     return build.split(rows, bool(sde.sigma(end) == 0)) if isinstance(build, SingleStep) else [1] * rows
+
+
+def _agree(asked: dict[str, int]) -> int:
+    """Return the number of steps that all arguments ask for; 10 where none does."""
+    if len(set(asked.values())) > 1:
+        wishes = ", ".join(f"{argument} asks for {steps} steps" for argument, steps in asked.items())
+        raise ValueError(f"{wishes}, which contradicts; leave one of them out")
+    return next(iter(asked.values()), 10)
 
 
 def _grid_name(phase: str, order: float | None) -> str:

@@ -80,7 +80,7 @@ def adams(
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
         rate = _rates(tau, ts)
-        chosen: Form = form or ("data" if rate.any() else choose_form(schedule, ts))
+        chosen = choose_form(schedule, ts, "data" if rate.any() else form)
         check_norm(norm, chosen)
         _check_clock(schedule, ts, u, label)
         degrees = step_degrees(schedule, ts, order, u, chosen, lower_order_final)
@@ -96,9 +96,18 @@ def adams(
     return build
 
 
-def choose_form(schedule: Schedule, ts: Array) -> Form:
-    """Return "eps", and "data" where the grid starts at alpha = 0, of which eps says nothing."""
-    return "data" if np.isneginf(schedule.log_alpha(ts[:1])).any() else "eps"
+def choose_form(schedule: Schedule, ts: Array, form: Form | None = None) -> Form:
+    """Return the form that is asked for; by default "eps", and "data" where the grid starts at alpha = 0.
+
+    Raises
+    ------
+    ValueError
+        For "eps" at alpha = 0, where it says nothing of the state.
+    """
+    at_zero = bool(np.isneginf(schedule.log_alpha(ts[:1])).any())
+    if at_zero and form == "eps":
+        raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={ts[0].item()!r}; use the data form, or start later")
+    return form or ("data" if at_zero else "eps")
 
 
 def transport(schedule: Schedule, ts: Array, form: Form, tau: Array | float = 0.0) -> tuple[Array, Array]:

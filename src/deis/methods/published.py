@@ -18,7 +18,7 @@ from .adams import CLOCKS, Array, Builder, adams_weights, check_norm, choose_for
 
 def first_order(schedule: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
     """Return the form, and psi and C_i0 of the DDIM step in it, shape (n,)."""
-    chosen = form or choose_form(schedule, ts)
+    chosen = choose_form(schedule, ts, form)
     c_0 = adams_weights(schedule, ts, np.zeros(len(ts) - 1, dtype=np.intp), CLOCKS["t"], chosen, tau=tau)[:, 0]
     return chosen, transport(schedule, ts, chosen, tau)[0], c_0
 

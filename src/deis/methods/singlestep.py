@@ -175,7 +175,7 @@ def exponential_steps(
     schedule: Schedule, start: Array, end: Array, *, form: Form | None, c: tuple[float, ...], through: tuple[tuple[int, ...], ...]
 ) -> Steps:
     """Return the steps of an exponential Runge-Kutta method; see `exponential_rk`."""
-    chosen, s = form or choose_form(schedule, start), len(c)
+    chosen, s = choose_form(schedule, start, form), len(c)
     high, low = schedule.log_rho(start), schedule.log_rho(end)
     if s > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
         t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()

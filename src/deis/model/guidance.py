@@ -59,7 +59,9 @@ class Guided:
         if self.rescale == 0:
             return mixed
         axes = tuple(range(1, strong.ndim))
-        ratio = strong.std(axes, keepdims=True) / mixed.std(axes, keepdims=True)
+        spread = mixed.std(axes, keepdims=True)
+        xp = array_namespace(spread)  # a constant prediction has no spread to restore
+        ratio = xp.where(spread > 0, strong.std(axes, keepdims=True) / xp.where(spread > 0, spread, 1.0), 1.0)
         return mixed * (self.rescale * ratio + (1 - self.rescale))
 
 

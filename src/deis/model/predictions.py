@@ -46,6 +46,8 @@ def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[An
     if predicts == target:
         return 0.0, 1.0
     k, a, b = _OUTPUTS[predicts](alpha, sigma)
+    if (predicts, target) == ("score", "eps"):  # without the determinant, alpha, which may be 0
+        return 0.0, k
     determinant = alpha * b - sigma * a
     if target == "eps":
         return -a / determinant, k * alpha / determinant
