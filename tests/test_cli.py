@@ -39,6 +39,24 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tmp_path: Path) -> No
         np.testing.assert_allclose(a["samples"][:5], d["samples"], atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_stochastic_sample_depends_on_the_seed_and_its_number_alone(tmp_path: Path, backend: str) -> None:
+    common = ["sample", "--num", 6, "--method", "sde_dpmpp_2m", "--nfe", 3, "--backend", backend]
+    for name, options in {"a": [], "b": ["--batch", 4], "c": ["--seed", 1]}.items():
+        files = ["--out", tmp_path / f"{name}.png", "--npz", tmp_path / f"{name}.npz"]
+        result = run(*common, *files, *options)
+        assert result.exit_code == 0, result.output
+    a, b, c = (np.load(tmp_path / f"{name}.npz")["samples"] for name in "abc")
+    np.testing.assert_allclose(a, b, atol=1e-9)
+    assert np.abs(a - c).max() > 0.1
+
+
+def test_a_budget_of_evaluations() -> None:
+    result = run("plan", "--method", "dpmpp_3s", "--nfe", 7, "--schedule", "edm")
+    assert "7 evaluations in 3 steps" in result.output
+    assert "num_step asks for 3 steps, nfe asks for 7 steps" in run("plan", "--steps", 3, "--nfe", 7).output
+
+
 def test_options(tmp_path: Path) -> None:
     out, npz = tmp_path / "a.png", tmp_path / "a.npz"
     result = run(

@@ -41,9 +41,10 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 def plan_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how a plan is built."""
     for option in (
-        click.option("--grid-order", default=2.0, show_default=True, help="The power of the grid; 7 with --grid rho is Karras."),
-        click.option("--grid", type=click.Choice(PHASES), default="t", show_default=True, help="What is spaced evenly."),
-        click.option("--steps", default=10, show_default=True, help="The number of steps."),
+        click.option("--grid-order", type=float, help="The power of the grid; by default 2 for t and 7 (Karras) for rho."),
+        click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
+        click.option("--nfe", type=int, help="The number of network evaluations, in place of --steps."),
+        click.option("--steps", type=int, help="The number of steps; 10 without --nfe."),
         click.option("--method", default="tab3", show_default=True, help=f"One of {KNOWN}."),
     ):
         command = option(command)
@@ -60,9 +61,9 @@ def main() -> None:
 @plan_options
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="vp-linear", show_default=True, help="The noise schedule.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this JSON file, too.")
-def plan_command(method: str, steps: int, grid: str, grid_order: float, schedule: str, out: Path | None) -> None:
+def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
     """Print a plan: its times and its coefficients."""
-    plan = _plan(SCHEDULES[schedule](), method, steps, grid, grid_order)
+    plan = _plan(SCHEDULES[schedule](), options)
     click.echo(repr(plan))
     if out is not None:
         plan.save(out)
@@ -100,14 +101,13 @@ def sample_command(**options: Any) -> None:
         with _precision(options["backend"], options["dtype"]):
             model = load_model(options["model"], options["backend"], options["device"], options["dtype"])
             labels = _labels(model, options["label"], num)
-            plan = _plan(model.sde, options["method"], options["steps"], options["grid"], options["grid_order"])
-            run = _runner(plan, model, options["backend"], options["device"], options["guidance"])
+            plan = _plan(model.sde, options)
+            run = _runner(plan, model, options)
             images: list[Images] = []
             with tqdm(total=-(-num // batch) * plan.num_step, desc=f"{plan.method}, {plan.nfe} evaluations", unit="step") as bar:
                 for first in range(0, num, batch):
                     chosen = slice(first, min(first + batch, num))
-                    noise = draw_noise(model, plan, options["seed"], range(num)[chosen]).astype(options["dtype"])
-                    images.append(run(noise, None if labels is None else labels[chosen], lambda *_: bar.update()))
+                    images.append(run(range(num)[chosen], None if labels is None else labels[chosen], lambda *_: bar.update()))
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     x_0 = np.concatenate(images)
@@ -130,9 +130,9 @@ def _precision(backend: str, dtype: str) -> AbstractContextManager[Any]:
     return jax.enable_x64(dtype == "float64")
 
 
-def _plan(sde: Schedule, method: str, steps: int, grid: str, grid_order: float) -> Plan:
+def _plan(sde: Schedule, options: dict[str, Any]) -> Plan:
     try:
-        return make_plan(sde, method, steps, grid, grid_order)
+        return make_plan(sde, options["method"], options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"])
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 
@@ -151,29 +151,36 @@ def draw_noise(model: Pretrained, plan: Plan, seed: int, indices: range) -> Imag
     return np.stack(noise) * np.float32(plan.sigma[0])
 
 
-def _runner(plan: Plan, model: Pretrained, backend: str, device: str | None, guidance: float) -> Callable[..., Images]:
-    """Return run(noise, labels, callback) -> samples, NumPy in and out."""
-    compiled: dict[bytes | None, Callable[[Any], Any]] = {}
+def _runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Callable[..., Images]:
+    """Return run(indices, labels, callback) -> samples in NumPy; each sample has random streams of its own."""
+    seed, device, guidance = options["seed"], options["device"] or "cpu", options["guidance"]
+    compiled: dict[bytes | None, Callable[..., Any]] = {}
 
-    def run_torch(noise: Images, labels: Any, callback: Any) -> Images:
+    def noise(indices: range) -> Images:
+        return draw_noise(model, plan, seed, indices).astype(options["dtype"])
+
+    def run_torch(indices: range, labels: Any, callback: Any) -> Images:
         import torch
 
-        x_T = torch.from_numpy(noise).to(device or "cpu")
-        return sample(plan, model.conditional(labels, guidance), x_T, callback=callback).cpu().numpy()
+        seeds = [int(np.random.SeedSequence((seed, i, 1)).generate_state(1)[0]) for i in indices]
+        rng = [torch.Generator().manual_seed(number) for number in seeds]
+        x_T = torch.from_numpy(noise(indices)).to(device)
+        return sample(plan, model.conditional(labels, guidance), x_T, rng=rng, callback=callback).cpu().numpy()
 
-    def run_jax(noise: Images, labels: Any, callback: Any) -> Images:
+    def run_jax(indices: range, labels: Any, callback: Any) -> Images:
         import jax
 
-        def run(x_T: jax.Array) -> jax.Array:
-            return sample(plan, model.conditional(labels, guidance), x_T, callback=callback)
+        def run(x_T: jax.Array, rng: jax.Array) -> jax.Array:
+            return sample(plan, model.conditional(labels, guidance), x_T, rng=rng, callback=callback)
 
         # Batches of the same labels share one compilation; those of whole rounds of classes do.
         key = None if labels is None else labels.tobytes()
         if key not in compiled:
             compiled[key] = jax.jit(run)
-        return np.asarray(compiled[key](noise))
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(np.array(indices))
+        return np.asarray(compiled[key](noise(indices), keys))
 
-    return run_torch if backend == "torch" else run_jax
+    return run_torch if options["backend"] == "torch" else run_jax
 
 
 def picture(images: Images, columns: int | None = None) -> Image.Image:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ..grids import DEFAULT_ORDER, custom_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule
-from .adams import Builder
+from .adams import Array, Builder
 from .registry import KNOWN, find, get_method
 from .singlestep import SingleStep
 
@@ -70,12 +70,7 @@ def make_plan(
     build, default_grid = _resolve(method, options)
     given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas)
     counts = None if nfe is None else _stages(build, nfe, afs is not None, sde.t_end if given is None else given[-1], sde)
-    asked = {
-        "num_step": num_step,
-        "nfe": None if counts is None else len(counts),
-        "ts or sigmas": None if given is None else len(given) - 1,
-    }
-    steps = _agree({argument: count for argument, count in asked.items() if count is not None})
+    steps = _agree(num_step, counts, None if given is None else given[1:])
     if given is not None:
         times, grid = given, "custom grid"
     else:
@@ -110,8 +105,10 @@ def _stages(build: Builder, nfe: int, saves: bool, end: float, sde: Schedule) ->
     return build.split(rows, bool(sde.sigma(end) == 0)) if isinstance(build, SingleStep) else [1] * rows
 
 
-def _agree(asked: dict[str, int]) -> int:
+def _agree(num_step: int | None, counts: list[int] | None, ends: Array | None) -> int:
     """Return the number of steps that all arguments ask for; 10 where none does."""
+    asked = {} if num_step is None else {"num_step": num_step}
+    asked |= {name: len(steps) for name, steps in (("nfe", counts), ("ts or sigmas", ends)) if steps is not None}
     if len(set(asked.values())) > 1:
         wishes = ", ".join(f"{argument} asks for {steps} steps" for argument, steps in asked.items())
         raise ValueError(f"{wishes}, which contradicts; leave one of them out")
