@@ -1,19 +1,35 @@
-"""Every Python snippet of the README, as it is printed there."""
+"""Every Python snippet of the README and the documentation, as it is printed there; and the README's table of methods."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+from deis.methods.registry import REGISTRY, Entry
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = [
+    (path.name, number, snippet)
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, snippet in enumerate(
+        re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    )
+]
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "number", "snippet"), SNIPPETS, ids=[f"{page}-{number}" for page, number, _ in SNIPPETS])
+def test_snippet_runs(page: str, number: int, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"__name__": "__main__"})
+    exec(compile(snippet, f"{page}, snippet {number}", "exec"), {"__name__": "__main__"})
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) >= 4
+    assert {page for page, _, _ in SNIPPETS} >= {"README.md", "add-a-method.md"}
+    assert len(SNIPPETS) >= 8
+
+
+@pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
+def test_the_readme_lists_every_registered_name(entry: Entry) -> None:
+    cells = (f"`{entry.name}`", entry.form, entry.clock, entry.order, entry.evaluations, entry.reference)
+    assert f"| {' | '.join(cells)} |\n" in README
