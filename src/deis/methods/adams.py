@@ -90,8 +90,7 @@ def adams(
             known = step_degrees(schedule, ts, corrector, u, chosen, ahead=True)
             c_c = adams_weights(schedule, ts, known, u, chosen, tau=rate, norm=norm, ahead=True)
         psi, keep_z = transport(schedule, ts, chosen, rate)
-        fitted = "" if norm is None else getattr(norm, "source", "a norm of the predictions")
-        return multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=fitted)
+        return multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=source(norm))
 
     return build
 
@@ -227,6 +226,11 @@ def check_norm(norm: Norm | None, form: Form) -> None:
         raise ValueError(
             f"norm was measured on predictions of form={measured!r} and this plan has form={form!r}; measure it on such a plan"
         )
+
+
+def source(norm: Norm | None) -> str:
+    """Return what a plan made with this norm was fitted to."""
+    return "" if norm is None else getattr(norm, "source", "a norm of the predictions")
 
 
 def _check_degree(argument: str, degree: int) -> None:

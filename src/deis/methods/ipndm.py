@@ -7,8 +7,8 @@ import numpy as np
 from ..plan import Plan
 from ..quadrature import Norm
 from ..sde import Schedule
-from .adams import Array, Builder
-from .published import first_order, published_plan
+from .adams import Array, Builder, multistep_plan, source
+from .published import first_order, normed
 
 ADAMS_BASHFORTH = (
     np.array([1.0]),
@@ -38,6 +38,7 @@ def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
         for i in range(len(psi)):
             weights = ADAMS_BASHFORTH[min(i, order - 1)]
             shares[i, : len(weights)] = weights
-        return published_plan(schedule, ts, form, psi, c_0[:, None] * shares, f"ipndm{order}", grid, norm=norm)
+        c_p = normed(schedule, ts, form, c_0[:, None] * shares, norm)
+        return multistep_plan(schedule, ts, form, psi, c_p, f"ipndm{order}", grid, fitted=source(norm))
 
     return build

@@ -13,7 +13,7 @@ import numpy as np
 from ..plan import Plan
 from ..quadrature import Form, Norm
 from ..sde import Schedule
-from .adams import CLOCKS, Array, Builder, adams_weights, check_norm, choose_form, multistep_plan, step_degrees, transport
+from .adams import CLOCKS, Array, Builder, adams_weights, check_norm, choose_form, multistep_plan, source, step_degrees, transport
 
 
 def first_order(schedule: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
@@ -23,34 +23,18 @@ def first_order(schedule: Schedule, ts: Array, form: Form | None, tau: float = 0
     return chosen, transport(schedule, ts, chosen, tau)[0], c_0
 
 
-def published_plan(
-    schedule: Schedule,
-    ts: Array,
-    form: Form,
-    psi: Array,
-    c_p: Array,
-    method: str,
-    grid: str,
-    *,
-    corrector: Array | None = None,
-    keep_z: Array | None = None,
-    norm: Norm | None = None,
-) -> Plan:
-    """Return `multistep_plan`; with a norm c(t), p is p / c(t) in every sum, and the step is multiplied by its mean c."""
-    fitted = ""
-    if norm is not None:
-        check_norm(norm, form)
-        c_p = _normed(schedule, ts, form, c_p, norm, 0)
-        corrector = None if corrector is None else _normed(schedule, ts, form, corrector, norm, 1)
-        fitted = getattr(norm, "source", "a norm of the predictions")
-    return multistep_plan(schedule, ts, form, psi, c_p, method, grid, corrector=corrector, keep_z=keep_z, fitted=fitted)
+def normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | None, *, ahead: bool = False) -> Array:
+    """Return weights of p as weights of p / c(t), each step multiplied by its mean c; the weights themselves without a norm.
 
-
-def _normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm, shift: int) -> Array:
+    The newest node of step i is t_i, and with `ahead` t_{i+1}.
+    """
+    if norm is None:
+        return c_p
+    check_norm(norm, form)
     zeros = np.zeros(len(ts) - 1, dtype=np.intp)
-    plain, normed = (adams_weights(schedule, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, norm))
-    mean = normed / plain * norm(ts[:-1])
-    node = np.arange(len(ts) - 1)[:, None] + shift - np.arange(c_p.shape[1])
+    plain, with_c = (adams_weights(schedule, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, norm))
+    mean = with_c / plain * norm(ts[:-1])
+    node = np.arange(len(ts) - 1)[:, None] + int(ahead) - np.arange(c_p.shape[1])
     return c_p * mean[:, None] / norm(ts[np.maximum(node, 0)])
 
 
@@ -72,8 +56,9 @@ def dpmpp_multistep(
         c_p = np.zeros((len(psi), degrees.max() + 1))
         for i, degree in enumerate(degrees.tolist()):
             c_p[i, : degree + 1] = c_0[i] * _dpmpp_weights(h[i], h[i - degree : i][::-1] / h[i])
+        c_p = normed(schedule, ts, form, c_p, norm)
         keep_z = transport(schedule, ts, form, tau)[1]
-        return published_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, norm=norm)
+        return multistep_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=source(norm))
 
     return build
 
@@ -110,9 +95,9 @@ def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool 
                 c_c[i, : degree + 2] = c_0[i] * np.roll(newest_last, 1)
             else:
                 c_c[i, :2] = 0.0, c_0[i]
-        window = min(order, len(psi))
-        name = f"unipc{order}_{solver}"
-        return published_plan(schedule, ts, form, psi, c_p[:, :window], name, grid, corrector=c_c, norm=norm)
+        c_p = normed(schedule, ts, form, c_p[:, : len(psi)], norm)
+        c_c = normed(schedule, ts, form, c_c, norm, ahead=True)
+        return multistep_plan(schedule, ts, form, psi, c_p, f"unipc{order}_{solver}", grid, corrector=c_c, fitted=source(norm))
 
     return build
 

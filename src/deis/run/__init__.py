@@ -9,6 +9,7 @@ import numpy as np
 
 from ..foreign import is_jax, is_torch
 from ..model.predictions import Denoiser, check_determined, to_form
+from ..model.pretrained import Pretrained
 from ..plan import Plan
 from .options import Options
 
@@ -31,13 +32,13 @@ def sample(
     Parameters
     ----------
     plan : Plan
-    model : callable or Denoiser
+    model : callable, Denoiser or Pretrained
         model(x, t) -> prediction of the shape of x, where x has the shape and dtype of x_T and t the shape (batch,).
     x_T : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
         The noise, of standard deviation sigma(t) at the plan's start; its type chooses the executor. float16 and bfloat16 are
         carried in float32 between evaluations, with t in float32, and returned in their own dtype.
     predicts : {"eps", "x0", "v", "score", "flow"}, optional
-        What a plain model predicts, "eps" by default; a `deis.Denoiser` says so itself.
+        What a plain function predicts, "eps" by default; a `deis.Denoiser` says so itself.
     rng : torch.Generator, jax.random key or numpy.random.Generator, or a sequence (in JAX an array) of them
         The random numbers of a stochastic plan, of the kind of x_T; others need none. Each sample has a stream of its own: given
         one generator a sample, a sample depends on its own and on no other sample; given a single one, sample i takes the i-th
@@ -69,6 +70,8 @@ def sample(
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, and is {plan!r}")
+    if isinstance(model, Pretrained):
+        model = model.conditional()
     if isinstance(model, Denoiser):
         if predicts not in (None, model.predicts):
             raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
