@@ -40,6 +40,10 @@ from deis.methods.adams import CLOCKS, Builder
 from deis.methods.registry import find
 from deis.quadrature import Form
 
+INTRODUCTION = """Made by `python -m benchmarks.methods report` of the measurements in
+[benchmarks/results](../benchmarks/results), which `python -m benchmarks.methods digits`, `... mnist` and `... anime64` write; its
+docstring says what each problem is. The error is the median over samples of the root mean square difference to the converged
+solution from the same noise, on the best of the grids, named behind it: t and its power, rho of power 7 (Karras), log rho."""
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("method", "form", "clock", "order", "corrector", "grid", "nfe", "error")
 EVALUATIONS = (5, 8, 10, 6, 15, 20)
@@ -209,6 +213,24 @@ def report(problem: str, rows: list[dict[str, str]]) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
+def overall(tables: dict[str, list[dict[str, str]]], most: int = 12) -> None:
+    """Print the methods and grids of the least error over the problems, relative to each problem's best: the geometric mean."""
+    print("\n## Over the three problems\n")
+    print("The geometric mean over the problems of the error relative to the best measured there, of one method on one grid.\n")
+    for nfe in sorted(EVALUATIONS):
+        ratios: list[dict[tuple[str, str], float]] = []
+        for rows in tables.values():
+            errors = {key(row): float(row["error"]) for row in rows if int(row["nfe"]) == nfe}
+            ratios.append({name: error / min(errors.values()) for name, error in errors.items()})
+        common = set.intersection(*(set(table) for table in ratios))
+        score = {name: float(np.exp(np.mean([np.log(table[name]) for table in ratios]))) for name in common}
+        print(f"### {nfe} NFE\n\n| method | grid | over all | " + " | ".join(tables) + " |\n" + "|---" * (3 + len(tables)) + "|")
+        for name in sorted(score, key=score.__getitem__)[:most]:
+            cells = " | ".join(f"{table[name]:.2f}" for table in ratios)
+            print(f"| {name[0]} | {name[1]} | {score[name]:.2f} | {cells} |")
+        print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=["digits", "mnist", "anime64", "report"])
@@ -216,8 +238,11 @@ def main() -> None:
     args = parser.parse_args()
     paths = {name: RESULTS / f"methods_{name}.csv" for name in ("digits", "mnist", "anime64")}
     if args.problem == "report":
-        for name, path in paths.items():
-            report(name, list(csv.DictReader(path.open())))
+        print(f"# Every method on three problems\n\n{INTRODUCTION}")
+        tables = {name: list(csv.DictReader(path.open())) for name, path in paths.items()}
+        for name, rows in tables.items():
+            report(name, rows)
+        overall(tables)
         return
     if args.problem == "anime64" and not (args.checkpoint / "unet.py").exists():
         sys.exit(f"--checkpoint {args.checkpoint} does not exist: this benchmark needs the weights")

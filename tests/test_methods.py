@@ -113,6 +113,11 @@ def test_a_clock_that_is_not_monotone_on_the_grid_is_refused(clock: Any) -> None
         deis.make_plan(SDE, deis.adams(clock=clock), 5)
 
 
+def test_a_clock_that_turns_between_the_times_of_the_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="not monotone on the grid"):
+        deis.make_plan(SDE, deis.adams(clock=lambda t: t + 0.2 * np.sin(8 * np.pi * t)), ts=[1.0, 0.75, 0.5, 0.25, 0.125])
+
+
 def test_any_monotone_clock_is_taken() -> None:
     """A function of t; and the polynomial is the same in u, -u and 3 u + 1."""
     plan = deis.make_plan(SDE, deis.adams(clock=lambda t: t, name="tab3"), 7)

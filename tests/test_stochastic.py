@@ -196,16 +196,20 @@ def test_jax_keys_work_under_jit_and_in_their_old_form() -> None:
     np.testing.assert_allclose(deis.sample(plan, model, x_T, rng=jax.random.PRNGKey(0)), new, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", RNGS)
 @pytest.mark.parametrize("method", ["ancestral", "sde_dpmpp_2m"])
-def test_samples_have_the_variance_of_the_data(method: str) -> None:
-    """The law of 20,000 real samples is the one computed above: the noise of the executors is standard normal."""
-    plan = deis.make_plan(SDE, method, 20)
-    mean, variance = law(plan, SDE)
-    x_T = SDE.alpha(1.0) * MEAN + np.hypot(SDE.alpha(1.0) * STD, SDE.sigma(1.0)) * np.random.default_rng(0).standard_normal(
-        (20, 1000)
-    )
-    eps = gaussian(SDE, MEAN, STD)[0]
-    x_0 = deis.sample(plan, eps, x_T, rng=np.random.default_rng(1))
+def test_samples_have_the_law_computed_above(method: str, backend: str) -> None:
+    """So the noise of the executors is standard normal, and fresh in every row and place."""
+    convert, make = RNGS[backend]
+    sde = deis.EDM(0.05, 5.0)
+    plan = deis.make_plan(sde, method, 12, "log")
+    mean, variance = law(plan, sde)
+    x_T = MEAN + np.hypot(STD, 5.0) * np.random.default_rng(0).standard_normal((20, 1000))
+
+    def eps(x: Any, t: Any) -> Any:
+        return t[:, None] * (x - MEAN) / (STD**2 + t[:, None] ** 2)
+
+    x_0 = np.asarray(deis.sample(plan, eps, convert(x_T), rng=make(1)))
     assert abs(x_0.mean() - mean) < 5 * (variance / x_0.size) ** 0.5
     assert abs(x_0.var() / variance - 1) < 5 * (2 / x_0.size) ** 0.5
 

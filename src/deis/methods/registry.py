@@ -57,19 +57,19 @@ def _rhork(tableau: str) -> Builder:
 def _lms(order: int, **options: Any) -> Builder:
     if order < 1:
         raise ValueError(f"method='lms{order}' is unknown: lms has the orders 1, 2, ...")
-    return adams(None, "rho", order - 1, name=f"lms{order}", **options)
+    return adams(clock="rho", order=order - 1, name=f"lms{order}", **options)
 
 
 def _tab(q: int, **options: Any) -> Builder:
-    return adams(None, "t", q, name=f"tab{q}", **options)
+    return adams(clock="t", order=q, name=f"tab{q}", **options)
 
 
 def _rhoab(q: int, **options: Any) -> Builder:
-    return adams(None, "rho", q, name=f"rhoab{q}", **options)
+    return adams(clock="rho", order=q, name=f"rhoab{q}", **options)
 
 
 def _abm(q: int = 2, **options: Any) -> Builder:
-    return adams(None, "t", q, q + 1, name=f"deis_abm{q}", **options)
+    return adams(clock="t", order=q, corrector=q + 1, name=f"deis_abm{q}", **options)
 
 
 def _unipc(order: int, **options: Any) -> Builder:
