@@ -47,7 +47,7 @@ solution from the same noise, on the best of the grids, named behind it: t and i
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("method", "form", "clock", "order", "corrector", "grid", "nfe", "error")
 EVALUATIONS = (5, 8, 10, 6, 15, 20)
-GRIDS = (("t", 1.0), ("t", 2.0), ("t", 3.0), ("rho", 7.0), ("log", 1.0))
+GRIDS = (("t", 1.0), ("t", 2.0), ("t", 3.0), ("rho", 7.0), ("log", 1.0), ("vp_t", 1.0), ("vp_t", 2.0), ("vp_t", 3.0))
 FORMS: tuple[Form, Form] = ("eps", "data")
 NAMED = (
     "ddim", "ipndm2", "ipndm3", "ipndm4", "dpmpp_2m_published", "dpmpp_3m_published", "unipc2_bh1", "unipc2_bh2", "unipc3_bh2",
@@ -137,7 +137,7 @@ def methods(problem: Problem) -> Iterator[tuple[dict[str, str], Builder]]:
     for form in FORMS:
         for clock in CLOCKS:
             for degree, corrector in ((1, None), (2, None), (3, None), (1, 2), (2, 3)):
-                few = clock in ("t", "log_rho", "arctan_rho") and degree < 3 and (corrector is None or degree == 1)
+                few = clock in ("t", "log_rho", "arctan_rho", "vp_t") and degree < 3 and (corrector is None or degree == 1)
                 if problem.every_method or few:
                     about = {"method": "adams", "form": form, "clock": clock, "order": str(degree + 1 + (corrector is not None))}
                     about["corrector"] = "" if corrector is None else str(corrector)
@@ -154,7 +154,7 @@ def measure(problem: Problem, path: Path) -> None:
 
     coarser = problem.run(deis.make_plan(problem.sde, "tab3", problem.reference_steps // 2, problem.reference_phase, 1.0))
     print(f"{path.stem}: {problem.reference_steps} steps of tab3, {rmse(coarser):.1e} from half as many", flush=True)
-    grids = GRIDS if problem.every_method else tuple(grid for grid in GRIDS if grid != ("t", 3.0))
+    grids = GRIDS if problem.every_method else tuple(grid for grid in GRIDS if grid not in {("t", 3.0), ("vp_t", 1.0)})
     path.parent.mkdir(exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
@@ -164,6 +164,8 @@ def measure(problem: Problem, path: Path) -> None:
             running = in_the_running(rows, *problem.running[nfe]) if nfe in problem.running else None
             for about, build in methods(problem):
                 for phase, power in grids:
+                    if problem.every_method and (phase == "vp_t") != (about["clock"] == "vp_t"):
+                        continue  # on a linear VP schedule they are t, or nearly
                     row = about | {"grid": phase if phase == "log" else f"{phase}{power:g}", "nfe": str(nfe)}
                     if tuple(row[field] for field in FIELDS[:-1]) in done or (running and key(row) not in running):
                         continue

@@ -5,12 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .sde import Schedule
+from .sde import VPSDE, Schedule
 
 Array = NDArray[np.float64]
 
-DEFAULT_ORDER = {"t": 2.0, "rho": 7.0, "log": 1.0}
+DEFAULT_ORDER = {"t": 2.0, "rho": 7.0, "log": 1.0, "vp_t": 2.0}
 PHASES = tuple(DEFAULT_ORDER)
+_VP = VPSDE.linear()
+VP_START = 1.0
+"""Where a schedule starts at a higher rho than the linear VP schedule does, 152, its "vp_t" grid is laid as if it started there."""
+
+
+def vp_time(log_rho: Array) -> Array:
+    """Return the time at which VPSDE.linear(0.1, 20) has this log rho, infinite where rho is: a common time of all schedules."""
+    infinite = np.isposinf(log_rho)
+    return np.where(infinite, np.inf, _VP.t_of_log_rho(np.where(infinite, 0.0, log_rho)))
 
 
 def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
@@ -52,6 +61,11 @@ def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_o
     if not 0 < ts_order < np.inf:
         raise ValueError(f"ts_order={ts_order!r} must be a positive number")
     start, end = schedule.t_start, schedule.t_end
+    if ts_phase == "vp_t":
+        u = np.minimum(vp_time(schedule.log_rho(np.array([start, end]))), VP_START)
+        root = u ** (1 / ts_order)
+        ts = schedule.t_of_log_rho(_VP.log_rho(np.linspace(root[0], root[1], int(num_step) + 1)[1:-1] ** ts_order))
+        return np.concatenate([[start], ts, [end]])
     if ts_phase == "t":
         if end < 0:
             raise ValueError(f"ts_phase='t' takes roots of t, and the end time is {end!r}; use ts_phase='log'")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..grids import vp_time
 from ..plan import Plan
 from ..quadrature import Clock, Form, Norm, lagrange_integrals
 from ..sde import Schedule
@@ -20,6 +21,7 @@ CLOCKS: dict[str, Clock] = {
     "rho": lambda schedule, t, log_rho: np.exp(log_rho),
     "log_rho": lambda schedule, t, log_rho: log_rho,
     "sqrt_t": lambda schedule, t, log_rho: np.sqrt(t),
+    "vp_t": lambda schedule, t, log_rho: vp_time(log_rho),
     "arctan_rho": lambda schedule, t, log_rho: np.arctan(np.exp(log_rho)),  # the angle of TrigFlow, arXiv 2410.11081
 }
 
@@ -44,8 +46,9 @@ def adams(
     ----------
     form : {"eps", "data"}, optional
         What the polynomial goes through. By default eps, and data where the grid starts at alpha = 0 or tau is given.
-    clock : {"t", "rho", "log_rho", "sqrt_t", "arctan_rho"} or callable
-        The variable of the polynomial; a callable is any strictly monotone u(t) of an array of times.
+    clock : {"t", "rho", "log_rho", "sqrt_t", "vp_t", "arctan_rho"} or callable
+        The variable of the polynomial; vp_t is the time at which the linear VP schedule has the same rho, and a callable any
+        strictly monotone u(t) of an array of times.
     order : int
         The degree q of the polynomial; the method has order q + 1. The first steps use the predictions there are, of degree 0,
         1, ...: so does a plan of fewer than order + 1 steps throughout. A node at which the clock is infinite (log rho at alpha =
