@@ -12,9 +12,9 @@ from .test_coefficients import EVERY
 SDE = deis.VPSDE.linear()
 
 
-@given(st.sampled_from(EVERY), st.integers(1, 200), st.sampled_from(["t", "rho", "log"]), st.floats(0.5, 9))
+@given(st.sampled_from(EVERY), st.integers(1, 200), st.sampled_from(["t", "rho", "log", "vp_t"]), st.floats(0.5, 9))
 def test_grids_decrease_strictly_between_the_exact_ends(sde: deis.Schedule, num_step: int, phase: str, power: float) -> None:
-    if phase != "t" and isinstance(sde, deis.FlowMatching):
+    if phase in ("rho", "log") and isinstance(sde, deis.FlowMatching):
         with pytest.raises(ValueError, match="alpha is 0"):
             deis.make_grid(sde, num_step, phase, power)
         return
@@ -42,6 +42,17 @@ def test_definitions() -> None:
     np.testing.assert_allclose(np.diff(np.sqrt(deis.make_grid(SDE, n, "t", 2)), 2), 0, atol=1e-14)
     np.testing.assert_allclose(np.diff(SDE.rho(deis.make_grid(SDE, n, "rho", 7)) ** (1 / 7), 2), 0, atol=1e-13)
     np.testing.assert_allclose(np.diff(SDE.log_rho(deis.make_grid(SDE, n, "log")), 2), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [deis.EDM(), deis.VESDE(), deis.SubVPSDE.linear(), deis.VPSDE.cosine()], ids=lambda s: s.name)
+def test_the_vp_t_grid_has_the_noise_levels_of_the_linear_vp_grid(sde: deis.Schedule) -> None:
+    """Between the same ends; and on that schedule it is the "t" grid, as its clock is the "t" clock."""
+    ends = SDE.t_of_rho(sde.rho(np.array([sde.t_start, sde.t_end])))
+    like = deis.VPSDE.linear(sampling_T=float(ends[0]), sampling_eps=float(ends[1]))
+    np.testing.assert_allclose(sde.rho(deis.make_grid(sde, 9, "vp_t")), like.rho(deis.make_grid(like, 9, "t")), rtol=1e-9)
+    np.testing.assert_allclose(deis.make_grid(SDE, 9, "vp_t"), deis.make_grid(SDE, 9, "t"), rtol=1e-12)
+    first, second = (deis.make_plan(SDE, deis.adams("data", clock, 2, 3), 9) for clock in ("vp_t", "t"))
+    np.testing.assert_allclose(first.keep_p, second.keep_p, rtol=1e-9, atol=1e-13)
 
 
 def test_karras_sigmas() -> None:

@@ -13,7 +13,7 @@ DEFAULT_ORDER = {"t": 2.0, "rho": 7.0, "log": 1.0, "vp_t": 2.0}
 PHASES = tuple(DEFAULT_ORDER)
 _VP = VPSDE.linear()
 VP_START = 1.0
-"""Where a schedule starts at a higher rho than the linear VP schedule does, 152, its "vp_t" grid is laid as if it started there."""
+"""A "vp_t" grid from alpha = 0 is laid as if it came from the start of the linear VP schedule, rho = 152."""
 
 
 def vp_time(log_rho: Array) -> Array:
@@ -29,11 +29,12 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     ----------
     num_step : int
         The number of steps, at least 1.
-    ts_phase : {"t", "rho", "log"}
+    ts_phase : {"t", "rho", "log", "vp_t"}
         The quantity that is spaced evenly: t^(1/ts_order); rho^(1/ts_order), where ts_order=7 is the grid of Karras et al.
-        (arXiv 2206.00364, eq. 5); or log rho, where ts_order has no meaning.
+        (arXiv 2206.00364, eq. 5); log rho, where ts_order has no meaning; or t^(1/ts_order) of the linear VP schedule at the same
+        rho, which is the same grid of noise levels for every schedule.
     ts_order : float, optional
-        The power, greater than 0; by default 2 for t and 7 for rho.
+        The power, greater than 0; by default 2 for t and vp_t, and 7 for rho.
 
     Returns
     -------
@@ -62,8 +63,9 @@ def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_o
         raise ValueError(f"ts_order={ts_order!r} must be a positive number")
     start, end = schedule.t_start, schedule.t_end
     if ts_phase == "vp_t":
-        u = np.minimum(vp_time(schedule.log_rho(np.array([start, end]))), VP_START)
-        root = u ** (1 / ts_order)
+        high, low = vp_time(schedule.log_rho(np.array([start, end])))
+        high = max(VP_START, 2 * low) if np.isinf(high) else high
+        root = np.array([high, low]) ** (1 / ts_order)
         ts = schedule.t_of_log_rho(_VP.log_rho(np.linspace(root[0], root[1], int(num_step) + 1)[1:-1] ** ts_order))
         return np.concatenate([[start], ts, [end]])
     if ts_phase == "t":
