@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 X_T = np.linspace(-1.5, 2.0, 5)
 # Every registered name, with an example where it takes a number, and the order that theory gives on a smooth grid.
 ORDERS = {
+    "auto": {"auto": 3},
     "ddim": {"ddim": 1},
     "tab<q>": {"tab0": 1, "tab1": 2, "tab2": 3, "tab3": 4, "tab4": 5},
     "rhoab<q>": {"rhoab0": 1, "rhoab1": 2, "rhoab2": 3, "rhoab3": 4, "rhoab4": 5},

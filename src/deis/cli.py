@@ -45,7 +45,7 @@ def plan_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
         click.option("--nfe", type=int, help="The number of network evaluations, in place of --steps."),
         click.option("--steps", type=int, help="The number of steps; 10 without --nfe."),
-        click.option("--method", default="tab3", show_default=True, help=f"One of {KNOWN}."),
+        click.option("--method", default="auto", show_default=True, help=f"One of {KNOWN}."),
     ):
         command = option(command)
     return command

@@ -20,7 +20,7 @@ __all__ = ["KNOWN", "Builder", "get_method", "make_plan"]
 
 def make_plan(
     sde: Schedule,
-    method: str | Builder = "tab3",
+    method: str | Builder = "auto",
     num_step: int | None = None,
     ts_phase: str | None = None,
     ts_order: float | None = None,
@@ -38,7 +38,8 @@ def make_plan(
     sde : Schedule
         `VPSDE`, `SubVPSDE`, `VESDE`, `EDM`, `FlowMatching`, or another implementation of `Schedule`.
     method : str or callable
-        A name that `get_method` knows, or a builder of your own such as ``deis.adams(clock="arctan_rho", order=2)``.
+        "auto", the predictor-corrector that errs least over the problems of docs/methods.md; any name that `get_method` knows;
+        or a builder of your own such as ``deis.adams(clock="arctan_rho", order=2)``.
     num_step : int, optional
         The number of steps; 10 where neither it, nfe, ts nor sigmas is given. A method of s stages makes s evaluations a step;
         `plan.nfe` tells.
