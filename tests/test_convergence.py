@@ -141,6 +141,28 @@ def test_samples_converge_to_the_true_solution_on_every_schedule(sde: deis.Sched
         assert error[1] < 1e-4
 
 
+@pytest.mark.parametrize(
+    "sde",
+    [
+        deis.VPSDE.linear(),
+        deis.VPSDE.cosine(),
+        deis.SubVPSDE.linear(),
+        deis.VESDE(0.01, 50.0),
+        deis.EDM(),
+        deis.EDM(0.0),
+        deis.FlowMatching(1e-3, 0.99),
+    ],
+    ids=lambda s: f"{s.name}-{s.t_end}",
+)
+def test_auto_is_good_on_every_schedule(sde: deis.Schedule) -> None:
+    """Ten evaluations of a Gaussian, whose solution is known, within a twentieth of its deviation, 0.5; and convergence."""
+    eps, solution = gaussian(sde)
+    x_T = sde.alpha(sde.t_start) * 0.7 + sde.sigma(sde.t_start) * X_T[:, None]
+    errors = [np.abs(deis.sample(deis.make_plan(sde, nfe=n), eps, x_T) - solution(sde.t_end, x_T)).max() for n in (10, 40)]
+    assert errors[0] < 0.05 * 0.5
+    assert errors[1] < errors[0] / 8
+
+
 def test_flow_matching_from_pure_noise_to_clean_data() -> None:
     """From alpha = 0 to sigma = 0, through the velocity, which both ends determine."""
     sde, mean, std = deis.FlowMatching(), 0.7, 0.5
