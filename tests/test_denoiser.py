@@ -278,6 +278,15 @@ def test_thresholding_acts_on_the_predicted_data_whatever_the_form(backend: str,
     np.testing.assert_allclose(denoiser.predict(x_T, 0.5, "eps"), (X - SDE.alpha(0.5)) / SDE.sigma(0.5), rtol=1e-10)
 
 
+def test_a_threshold_that_would_divide_by_zero_is_refused() -> None:
+    plan = deis.make_plan(deis.EDM(sampling_eps=0.0), "rhork_2heun", 3, "rho")  # its last stage is at sigma = 0
+    x = 80 * X
+    assert np.isfinite(deis.sample(plan, lambda x, t: 0.1 * x, x)).all()
+    clipped = deis.Denoiser(lambda x, t: 0.1 * x, deis.EDM(), threshold=deis.static_threshold())
+    with pytest.raises(ValueError, match="with a threshold does not determine eps"):
+        deis.sample(plan, clipped, x)
+
+
 def test_thresholds_and_guidance_run_under_jit() -> None:
     plan = deis.make_plan(SDE, "unipc2", 5)
     model = deis.classifier_free(network, CONDITION, NULL, 3.0, interval=(0.2, 0.8), rescale=0.5)

@@ -54,17 +54,22 @@ def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[An
     return b / determinant, -k * sigma / determinant
 
 
-def check_determined(plan: Plan, predicts: str) -> None:
-    """Raise ValueError for an unknown `predicts`, or where its output does not determine the plan's form at one of its times."""
+def check_determined(plan: Plan, predicts: str, thresholds: bool = False) -> None:
+    """Raise ValueError for an unknown `predicts`, or where its output does not determine the plan's form at one of its times.
+
+    Thresholding goes by way of x_0, which at sigma = 0 says nothing of eps.
+    """
     _, target = _known("predicts", predicts), _target(plan.form)
     for row in plan.rows:
         try:
-            coefficients(predicts, target, row.alpha, row.sigma)
+            coefficients(predicts, "x0" if thresholds else target, row.alpha, row.sigma)
+            coefficients("x0" if thresholds else predicts, target, row.alpha, row.sigma)
         except ZeroDivisionError:
             if row.calls:
                 raise ValueError(
-                    f"predicts={predicts!r} does not determine {'eps' if plan.form == 'eps' else 'x_0'} at t={row.t!r}, where "
-                    f"alpha={row.alpha!r} and sigma={row.sigma!r}; start or end elsewhere, or use a network that predicts v or flow"
+                    f"predicts={predicts!r}{' with a threshold' if thresholds else ''} does not determine "
+                    f"{'eps' if plan.form == 'eps' else 'x_0'} at t={row.t!r}, where alpha={row.alpha!r} and sigma={row.sigma!r}; "
+                    "start or end elsewhere, or use a network that predicts v or flow"
                 ) from None
 
 

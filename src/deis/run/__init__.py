@@ -78,7 +78,7 @@ def sample(
         predicts, threshold = model.predicts, model.threshold
     else:
         predicts, threshold = "eps" if predicts is None else predicts, None
-    check_determined(plan, predicts)
+    check_determined(plan, predicts, threshold is not None)
     if plan.stochastic and rng is None:
         raise ValueError(
             f"the plan {plan.method!r} adds noise and rng is missing; give a torch.Generator, a jax.random key or a "
