@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="mnist.npz with x_train, y_train, x_test, y_test")
     parser.add_argument("--num", type=int, default=5000, help="samples for the Fréchet distance, a multiple of 250")
+    parser.add_argument("--methods", nargs="+", default=["tab3", "auto"])
     args = parser.parse_args()
     model = deis.load_model()
     net = train_classifier(*load(args.data, "train"))
@@ -87,7 +88,7 @@ def main() -> None:
     floor = distance(net, real, load(args.data, "train")[0][: args.num])
     print(f"classifier: {accuracy:.4f} of the test images right; Fréchet distance of {args.num} training images {floor:.3f}")
     for nfe in (5, 10, 20, 50):
-        for method in ("tab3", "auto"):
+        for method in args.methods:
             fake = generate(model, deis.make_plan(model.sde, method, nfe=nfe), args.num)
             right = float((net.head(net(fake)).argmax(dim=1) == torch.arange(args.num) % 10).float().mean())
             found = distance(net, real, fake)
