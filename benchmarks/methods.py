@@ -43,7 +43,9 @@ from deis.quadrature import Form
 INTRODUCTION = """Made by `python -m benchmarks.methods report` of the measurements in
 [benchmarks/results](../benchmarks/results), which `python -m benchmarks.methods digits`, `... mnist` and `... anime64` write; its
 docstring says what each problem is. The error is the median over samples of the root mean square difference to the converged
-solution from the same noise, on the best of the grids, named behind it: t and its power, rho of power 7 (Karras), log rho."""
+solution from the same noise, on the best of the grids, named behind it: t or vp_t and its power, rho of power 7 (Karras), log rho.
+The order is that of convergence: `data, t, order 3` is `deis.adams("data", "t", 2)`, of degree 2, and `data, t, order 3,
+corrector 2` is `deis.adams("data", "t", 1, 2)`. `auto` is `data, vp_t, order 3, corrector 2` on vp_t2."""
 AUTO = "data, vp_t, order 3, corrector 2"
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("method", "form", "clock", "order", "corrector", "grid", "nfe", "error")
