@@ -82,6 +82,8 @@ def test_hyphens_are_underscores() -> None:
         ({"method": deis.adams(), "tau": 1.0}, "give them to the builder"),
         ({"method": "lms0"}, "lms0"),
         ({"method": "ipndm5"}, "ipndm5"),
+        ({"method": "unipc0"}, "unipc0"),
+        ({"method": "unipc0_bh2"}, "unipc0_bh2"),
     ],
 )
 def test_bad_budgets_and_options_are_refused(arguments: dict[str, Any], match: str) -> None:

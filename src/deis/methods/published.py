@@ -79,7 +79,14 @@ def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool 
 
     Its linear systems have the exact weights for solution whatever B(h) is, except where a single difference is given 1/2
     for its weight: in the predictor of two nodes and the corrector of the first step.
+
+    Raises
+    ------
+    ValueError
+        Where order is less than 1.
     """
+    if order < 1:
+        raise ValueError(f"method='unipc{order}_{solver}' is unknown: unipc has the orders 1, 2, ...")
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
         form, psi, c_0 = first_order(schedule, ts, "data")
