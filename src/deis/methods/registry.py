@@ -85,7 +85,8 @@ def _named(name: str, *arguments: Any) -> Callable[..., Builder]:
 REGISTRY = (
     Entry(
         "auto", _named("auto", "data", "vp_t", 1, 2),
-        "data", "vp_t", "3", "1", "the default, on one grid of noise levels for every schedule; chosen by docs/methods.md", ("vp_t", 2.0),
+        "data", "vp_t", "3", "1", "the default, on one grid of noise levels for every schedule; chosen by docs/methods.md",
+        ("vp_t", 2.0),
     ),
     Entry("ddim", ddim, "eps*", "any", "1", "1", "arXiv 2010.02502; degree 0 of every family; `eta=` adds noise"),
     Entry("tab<q>", _tab, "eps*", "t", "q + 1", "1", "tAB-DEIS, arXiv 2204.13902; `tab3` is its best"),
