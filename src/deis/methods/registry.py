@@ -50,10 +50,6 @@ class Entry:
         return self.name.replace("<q>", r"(\d{1,3})").replace("<tableau>", "(.*)")
 
 
-def _rhork(tableau: str) -> Builder:
-    return rho_rk(tableau)
-
-
 def _lms(order: int, **options: Any) -> Builder:
     if order < 1:
         raise ValueError(f"method='lms{order}' is unknown: lms has the orders 1, 2, ...")
@@ -105,7 +101,7 @@ REGISTRY = (
     Entry("unipc<q>", _unipc, "data", "log_rho", "q + 1", "1", "UniPC, arXiv 2302.04867, exact; `unipc2`, `unipc3`, ..."),
     Entry("unipc<q>_bh1", partial(unipc, solver="bh1"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = h"),
     Entry("unipc<q>_bh2", partial(unipc, solver="bh2"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = e^h - 1"),
-    Entry("rhork_<tableau>", _rhork, "eps", "rho", "the tableau's", "stages", "rhoRK-DEIS, arXiv 2204.13902"),
+    Entry("rhork_<tableau>", rho_rk, "eps", "rho", "the tableau's", "stages", "rhoRK-DEIS, arXiv 2204.13902"),
     Entry("edm_heun", edm_heun, "eps", "rho", "2", "2, 1 to sigma = 0", "arXiv 2206.00364; `churn=` adds noise", ("rho", 7.0)),
     Entry("dpm_solver_2", partial(exponential_rk, "eps", "dpm_solver_2", 2), "eps", "log_rho", "2", "2", "arXiv 2206.00927"),
     Entry("dpm_solver_3", partial(exponential_rk, "eps", "dpm_solver_3", 3), "eps", "log_rho", "3", "3", "arXiv 2206.00927"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..foreign import array_namespace, is_jax, is_torch
-from .predictions import Denoiser, Level, evaluate, to_form
+from .predictions import Denoiser, Level, convert, evaluate, factors
 
 Model = Callable[[Any, Any], Any]
 EVERYWHERE = (-math.inf, math.inf)
@@ -176,7 +176,8 @@ class _ClassifierGuided:
 
     def at(self, x: Any, t: Any, level: Level) -> Any:
         m = self.denoiser.at(x, t, level)
-        eps = to_form(m, x, level, "eps", self.denoiser.predicts, self.denoiser.threshold)
+        threshold = self.denoiser.threshold
+        eps = convert(m, x, factors(self.denoiser.predicts, "eps", level, threshold is not None), threshold)
         return eps - self.weight * level.sigma * _gradient(self.log_prob, x, t)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,16 +55,21 @@ def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[An
     return b / determinant, -k * sigma / determinant
 
 
-def check_determined(plan: Plan, predicts: str, thresholds: bool = False) -> None:
-    """Raise ValueError for an unknown `predicts`, or where its output does not determine the plan's form at one of its times.
+def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tuple[float, ...], ...]:
+    """Return, for each row of the plan, the factors with which `convert` makes p of a network's output; in float64.
 
-    Thresholding goes by way of x_0, which at sigma = 0 says nothing of eps.
+    Thresholding goes by way of x_0, which at sigma = 0 says nothing of eps. A row that makes no call has factors of 0.
+
+    Raises
+    ------
+    ValueError
+        For an unknown `predicts`, or where its output does not determine the plan's form at one of the plan's times.
     """
-    _, target = _known("predicts", predicts), _target(plan.form)
+    _known("predicts", predicts)
+    rows: list[tuple[float, ...]] = []
     for row in plan.rows:
         try:
-            coefficients(predicts, "x0" if thresholds else target, row.alpha, row.sigma)
-            coefficients("x0" if thresholds else predicts, target, row.alpha, row.sigma)
+            rows.append(factors(predicts, plan.form, row, thresholds))
         except ZeroDivisionError:
             if row.calls:
                 raise ValueError(
@@ -71,25 +77,27 @@ def check_determined(plan: Plan, predicts: str, thresholds: bool = False) -> Non
                     f"{'eps' if plan.form == 'eps' else 'x_0'} at t={row.t!r}, where alpha={row.alpha!r} and sigma={row.sigma!r}; "
                     "start or end elsewhere, or use a network that predicts v or flow"
                 ) from None
+            rows.append((0.0,) * (4 if thresholds else 2))
+    return tuple(rows)
 
 
-def _target(form: str) -> str:
-    return "eps" if form == "eps" else "x0"
+def factors(predicts: str, form: str, level: Any, thresholds: bool = False) -> tuple[Any, ...]:
+    """Return (c_x, c_m), or with a threshold (c_x, c_m, d_x, d_m), for `convert` at one noise level."""
+    target = "eps" if form == "eps" else "x0"
+    way = (predicts, "x0", target) if thresholds else (predicts, target)
+    pairs = [coefficients(a, b, level.alpha, level.sigma) for a, b in pairwise(way)]
+    return tuple(factor for pair in pairs for factor in pair)
 
 
-def to_form(m: Any, x: Any, level: Level, form: str, predicts: str, threshold: Callable[[Any], Any] | None) -> Any:
-    """Return the prediction p of a plan's form from the output m of a network at the state x, thresholded as x_0."""
-    if threshold is None:
-        return _convert(m, x, level, predicts, _target(form))
-    x_0 = threshold(_convert(m, x, level, predicts, "x0"))
-    return _convert(x_0, x, level, "x0", _target(form))
+def convert(m: Any, x: Any, row: Sequence[Any], threshold: Callable[[Any], Any] | None) -> Any:
+    """Return the prediction of the output m at the state x, thresholded as x_0; the factors of a row are those of `conversions`."""
+    p = _linear(m, x, row[0], row[1])
+    return p if threshold is None else _linear(threshold(p), x, row[2], row[3])
 
 
-def _convert(m: Any, x: Any, level: Level, predicts: str, target: str) -> Any:
-    if predicts == target:
-        return m
-    c_x, c_m = coefficients(predicts, target, level.alpha, level.sigma)
-    return c_x * x + c_m * m
+def _linear(m: Any, x: Any, c_x: Any, c_m: Any) -> Any:
+    """Return c_x x + c_m m; m itself where the numbers say so."""
+    return m if isinstance(c_x, float) and (c_x, c_m) == (0.0, 1.0) else c_x * x + c_m * m
 
 
 def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> Any:
@@ -171,16 +179,16 @@ class Denoiser:
         k, a, b = _OUTPUTS[target](level.alpha, level.sigma)
         if k == 0:
             raise ValueError(f"target='score' is undefined where sigma is 0, at t={t!r}; ask for 'x0' or 'eps'")
-        x_0, eps = (self._linear(m, x, level, self.predicts, part) for part in ("x0", "eps"))
+        x_0, eps = (self._part(m, x, level, self.predicts, part) for part in ("x0", "eps"))
         if self.threshold is not None:
             x_0 = self.threshold(x_0)
-            eps = self._linear(x_0, x, level, "x0", "eps")
+            eps = self._part(x_0, x, level, "x0", "eps")
         return a / k * x_0 + b / k * eps
 
     @staticmethod
-    def _linear(m: Any, x: Any, level: Level, predicts: str, target: str) -> Any:
+    def _part(m: Any, x: Any, level: Level, predicts: str, target: str) -> Any:
         try:
-            return _convert(m, x, level, predicts, target)
+            return _linear(m, x, *coefficients(predicts, target, level.alpha, level.sigma))
         except ZeroDivisionError:
             return 0 * x
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..foreign import is_jax, is_torch
-from ..model.predictions import Denoiser, check_determined, to_form
+from ..model.predictions import Denoiser, conversions, convert
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from .options import Options
@@ -78,17 +78,14 @@ def sample(
         predicts, threshold = model.predicts, model.threshold
     else:
         predicts, threshold = "eps" if predicts is None else predicts, None
-    check_determined(plan, predicts, threshold is not None)
+    factors = conversions(plan, predicts, threshold is not None)
     if plan.stochastic and rng is None:
         raise ValueError(
             f"the plan {plan.method!r} adds noise and rng is missing; give a torch.Generator, a jax.random key or a "
             "numpy.random.Generator, like x_T"
         )
 
-    def convert(m: Any, x: Any, level: Any) -> Any:
-        return to_form(m, x, level, plan.form, predicts, threshold)
-
-    options = Options(convert, rng, trajectory, callback, progress, check_finite)
+    options = Options(lambda m, x, row: convert(m, x, row, threshold), factors, rng, trajectory, callback, progress, check_finite)
     if is_torch(x_T):
         from .torch import run_torch
 

@@ -22,13 +22,15 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
     carry_dtype = jnp.promote_types(x_T.dtype, jnp.float32)
     observe = observer(plan, replace(options, trajectory=False), [])
     keys = _keys(options.rng, len(x_T)) if plan.stochastic else None
+    same = len(set(options.factors)) == 1  # such as (0, 1), where the output is the prediction
 
     def call(x: Array, row: dict[str, Array]) -> tuple[Array, Array]:
         x_in = x.astype(x_T.dtype)
         level = Level(row["t"], row["alpha"], row["sigma"])
         m = evaluate(model, x_in, jnp.full(len(x_T), row["t"]), level)
         check_output(m, Array, x_in, 0, plan)  # the scan traces the model once, for all rows
-        return options.to_form(m.astype(carry_dtype), x, level), jnp.isfinite(m).all()
+        p = options.convert(m.astype(carry_dtype), x, options.factors[0] if same else row["factors"])
+        return p, jnp.isfinite(m).all()
 
     def step(carry: tuple[Array, Array, tuple[Array, ...]], row: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
         x, base, history = carry
@@ -48,7 +50,8 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
 
     x = x_T.astype(carry_dtype)
     start = (x, x, (jnp.zeros_like(x),) * (plan.window - 1))
-    (x_0, _, _), out = lax.scan(step, start, _rows(plan, carry_dtype))
+    rows = _rows(plan, carry_dtype) | {"factors": jnp.asarray(np.array(options.factors), dtype=carry_dtype)}
+    (x_0, _, _), out = lax.scan(step, start, rows)
     if options.check_finite:
         _raise_unless(out["finite"], plan)
     if options.trajectory:

@@ -31,7 +31,7 @@ def run_numpy(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, op
         check_output(m, np.ndarray, x_in, i, plan)
         if options.check_finite and not np.isfinite(m).all():
             raise not_finite(i, plan)
-        return options.to_form(m.astype(carry, copy=False), x, row)
+        return options.convert(m.astype(carry, copy=False), x, options.factors[i])
 
     keep = [x_T.astype(carry, copy=False)]
     noise = _add_noise(options.rng, len(x_T)) if plan.stochastic else None

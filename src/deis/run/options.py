@@ -15,8 +15,10 @@ from ..plan import Plan
 class Options:
     """How to run a plan; see `deis.sample`."""
 
-    to_form: Callable[[Any, Any, Any], Any]
-    """(m, x, level) -> p: the network's output as a prediction of the plan's form."""
+    convert: Callable[[Any, Any, Any], Any]
+    """(m, x, factors of the row) -> p: the network's output as a prediction of the plan's form."""
+    factors: tuple[tuple[float, ...], ...]
+    """For each row, in float64; see `deis.model.predictions.conversions`."""
     rng: Any
     trajectory: bool
     callback: Callable[[int, float, Any], Any] | None

@@ -31,7 +31,7 @@ def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor
         check_output(m, Tensor, x_in, i, plan)
         if options.check_finite and not bool(torch.isfinite(m).all()):
             raise not_finite(i, plan)
-        return options.to_form(m.to(carry), x, row)
+        return options.convert(m.to(carry), x, options.factors[i])
 
     with nullcontext() if grad else torch.no_grad():
         keep = [x_T.to(carry)]
