@@ -106,22 +106,27 @@ def mnist(num: int = 20) -> Problem:
     return Problem(network.sde, network.conditional(np.arange(num) % 10), x_T, 200, "t", {15: (10, 4 / 3), 20: (10, 4 / 3)})
 
 
-def anime64(checkpoint: Path, num: int = 8) -> Problem:
+def anime64_network(checkpoint: Path) -> tuple[deis.Schedule, Callable[[Tensor, Tensor], Tensor]]:
+    """Return the schedule from t = 290, and the network."""
+    if not (checkpoint / "unet.py").exists():
+        sys.exit(f"--checkpoint {checkpoint} does not exist: this benchmark needs the weights")
     spec = importlib.util.spec_from_file_location("anime64_unet", checkpoint / "unet.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"--checkpoint {checkpoint} has no unet.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sde = replace(deis.VPSDE.discrete(module.alphas_cumprod()), sampling_T=290.0)
+    return replace(deis.VPSDE.discrete(module.alphas_cumprod()), sampling_T=290.0), module.load()
+
+
+def anime64(checkpoint: Path, num: int = 8) -> Problem:
+    sde, net = anime64_network(checkpoint)
     x_T = torch.from_numpy(np.random.default_rng(3).standard_normal((num, 3, 64, 64), dtype=np.float32))
-    net = module.load()
     first: dict[int, Tensor] = {}
 
     def eps(x: Tensor, t: Tensor) -> Tensor:
         """Evaluate the network; its value at the noise itself, which every plan asks for, is kept."""
         if t[0].item() < 290:
-            out: Tensor = net(x, t)
-            return out
+            return net(x, t)
         if 290 not in first:
             first[290] = net(x_T, t)
         return first[290]
@@ -284,8 +289,6 @@ def main() -> None:
         for name, rows in tables.items():
             report(name, rows)
         return
-    if args.problem == "anime64" and not (args.checkpoint / "unet.py").exists():
-        sys.exit(f"--checkpoint {args.checkpoint} does not exist: this benchmark needs the weights")
     problems: dict[str, Callable[[], Problem]] = {"digits": digits, "mnist": mnist, "anime64": partial(anime64, args.checkpoint)}
     torch.set_grad_enabled(False)
     measure(problems[args.problem](), paths[args.problem])

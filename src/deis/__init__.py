@@ -1,5 +1,6 @@
 """deis: exponential-integrator samplers for diffusion models, each one a table, on PyTorch, JAX and NumPy."""
 
+from .calibration import Teacher, calibrate, calibration_report, make_teacher
 from .grids import make_grid
 from .methods import get_method, make_plan
 from .methods.adams import adams
@@ -27,7 +28,10 @@ __all__ = [
     "Pretrained",
     "Schedule",
     "SubVPSDE",
+    "Teacher",
     "adams",
+    "calibrate",
+    "calibration_report",
     "classifier_free",
     "classifier_guided",
     "dynamic_threshold",
@@ -38,6 +42,7 @@ __all__ = [
     "load_plan",
     "make_grid",
     "make_plan",
+    "make_teacher",
     "measure_norm",
     "rho_rk",
     "sample",

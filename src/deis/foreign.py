@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,23 @@ def array_namespace(x: object) -> Any:
     if is_torch(x):
         return sys.modules["torch"]
     return sys.modules["jax.numpy"] if is_jax(x) else np
+
+
+def to_numpy(x: Any) -> NDArray[np.float64]:
+    """Return an array of any framework in float64 on the host."""
+    return np.asarray(x.detach().cpu().double() if is_torch(x) else x, dtype=np.float64)
+
+
+def like(x: NDArray[Any], other: Any) -> Any:
+    """Return a NumPy array in the framework and dtype, and on the device, of another array."""
+    if is_torch(other):
+        return sys.modules["torch"].from_numpy(np.ascontiguousarray(x)).to(other)
+    return array_namespace(other).asarray(x, dtype=other.dtype)
+
+
+def no_grad(x: object) -> AbstractContextManager[Any]:
+    """Return the context in which torch records no gradients; for others, one that does nothing."""
+    return sys.modules["torch"].no_grad() if is_torch(x) else nullcontext()
 
 
 def call_in_float64(fn: Callable[[Any], Any], x: NDArray[np.float64], argument: str) -> NDArray[np.float64]:

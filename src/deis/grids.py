@@ -48,7 +48,7 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
         of the schedule, or more steps than a discrete schedule has times.
     """
     ts = continuous_grid(schedule, num_step, ts_phase, ts_order)
-    return ts if schedule.num_times is None else _distinct_integers(ts, schedule.num_times)
+    return ts if schedule.num_times is None else distinct_integers(ts, schedule.num_times)
 
 
 def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
@@ -121,7 +121,7 @@ def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
             )
 
 
-def _distinct_integers(ts: Array, num_times: int) -> Array:
+def distinct_integers(ts: Array, num_times: int) -> Array:
     """Round decreasing times within 0..num_times-1 to distinct integers; the ends stay where they are."""
     steps = len(ts) - 1
     if steps + 1 > num_times:

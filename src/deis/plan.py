@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 from .files import replacing
 from .machine import run_rows
 
+if TYPE_CHECKING:
+    from .sde import Schedule
+
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 FORMAT = "deis.plan"
-VERSION = 2
+VERSION = 3
 _TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "keep_z": 1, "next_x": 1, "next_p": 2, "guess": 1}
 _FLAGS = ("accepts", "calls")
 _TEXTS = ("form", "method", "grid", "schedule", "fitted")
@@ -86,6 +90,8 @@ class Plan:
         What the plan was made from, for the reader.
     fitted : str
         What the coefficients were fitted to, such as the measured norm of a network's predictions; empty for the exact methods.
+    provenance : mapping
+        How a calibrated plan was made, as `deis.calibrate` writes it: JSON, by name.
 
     Raises
     ------
@@ -118,6 +124,7 @@ class Plan:
     grid: str = ""
     schedule: str = ""
     fitted: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in _TABLES:
@@ -133,6 +140,7 @@ class Plan:
         _check_use(self)
         if not self.fitted:
             _check_transport(self)
+        object.__setattr__(self, "provenance", _json(self.provenance))
 
     def _freeze(self, name: str, array: NDArray[Any]) -> None:
         array.setflags(write=False)
@@ -169,6 +177,13 @@ class Plan:
     def num_step(self) -> int:
         """The number of steps between accepted states."""
         return len(self.ts) - 1
+
+    def matches(self, sde: Schedule) -> bool:
+        """Tell whether a schedule has the alpha and sigma of this plan at its times: whether it was made for that schedule."""
+        if sde.num_times is not None and not (self.t.min() >= 0 and self.t.max() <= sde.num_times - 1):
+            return False
+        with np.errstate(all="ignore"):
+            return np.allclose(sde.alpha(self.t), self.alpha, 1e-6, 1e-9) and np.allclose(sde.sigma(self.t), self.sigma, 1e-6, 1e-9)
 
     def __repr__(self) -> str:
         return _describe(self)
@@ -308,6 +323,17 @@ def _check_transport(plan: Plan) -> None:
 
 def _combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, ...]) -> Array:
     return c_x * x + sum(c * p for c, p in zip(c_p, history, strict=False))
+
+
+def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of what JSON can hold."""
+    try:
+        copy = json.loads(json.dumps(provenance, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must hold what JSON can, and does not ({error})") from None
+    if not isinstance(copy, dict):
+        raise ValueError(f"provenance={provenance!r} must be a mapping of names")
+    return copy
 
 
 # --- text --------------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def _stack(schedule: Schedule, parts: list[Rows], form: Form, end: float, *, met
     for part in parts:
         for name in ("keep_p", "next_p"):
             part[name] = np.pad(part[name], ((0, 0), (0, window - part[name].shape[1])))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     t = np.append(columns.pop("t"), end)
     return Plan(
         t=t,

@@ -173,7 +173,7 @@ class Denoiser:
         """
         _known("target", target)
         level = self.level(t)
-        m = self.at(x, _times(x, level.t, self.sde.num_times), level)
+        m = self.at(x, times(x, level.t, self.sde.num_times), level)
         if target == self.predicts and self.threshold is None:
             return m
         k, a, b = _OUTPUTS[target](level.alpha, level.sigma)
@@ -193,7 +193,7 @@ class Denoiser:
             return 0 * x
 
 
-def _times(x: Any, t: float, num_times: int | None) -> Any:
+def times(x: Any, t: float, num_times: int | None) -> Any:
     """Return t for each sample, as an integer where the schedule's times are integers and t is one of them."""
     xp = array_namespace(x)
     integer = num_times is not None and t == round(t)

@@ -44,7 +44,7 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
         if options.callback is not None:
             options.callback(step, float(plan.ts[step + 1]), x)
         if options.progress:
-            bar = _bar(plan) if step == 0 else bar
+            bar = progress_bar(plan.method or "plan", "step", plan.num_step) if step == 0 else bar
             bar.update()
             if step == plan.num_step - 1:
                 bar.close()
@@ -52,12 +52,13 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
     return observe
 
 
-def _bar(plan: Plan) -> Any:
+def progress_bar(about: str, unit: str, total: int | None = None) -> Any:
+    """Return a tqdm bar."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
         raise ImportError("progress=True needs tqdm: pip install tqdm") from None
-    return tqdm(total=plan.num_step, desc=plan.method or "plan", unit="step")
+    return tqdm(total=total, desc=about, unit=unit)
 
 
 def streams(rng: Any, batch: int, kind: type[Any], spawn: Callable[[Any], list[Any]]) -> list[Any]:

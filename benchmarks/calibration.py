@@ -1,0 +1,196 @@
+"""Calibrated plans against the best of all untuned methods and grids, on noise that the calibration has not seen.
+
+python -m benchmarks.calibration digits
+python -m benchmarks.calibration mnist --nfe 3 4 5 6 7 8 9 10
+python -m benchmarks.calibration anime64 --checkpoint ../shared/checkpoints/anime64
+python -m benchmarks.calibration report > docs/calibration.md
+
+The problems and the error are those of benchmarks/methods.py, and the held-out noise is its: calibration has noise of its own.
+"The best untuned" is the least error of the twelve cells of benchmarks/results/methods_<problem>.csv that are best at this NFE,
+which are run again here, on the same noise (they include the updates of diffusers' schedulers).
+
+A run writes the plan of each stage to --out, and a line a stage to benchmarks/results/calibration_<problem>.csv; it keeps its
+teacher in --work, and goes on from there when it is started again. `report` prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import deis
+
+from . import methods
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ("nfe", "stage", "error", "ratio", "evaluations", "seconds", "detail")
+STAGES = {
+    "grid + least squares": ("grid", "least_squares"),
+    "+ Gauss-Newton": ("gauss_newton",),
+    "+ gradient": ("gradient",),
+}
+ASKED = {"digits": {5: (0.4, 0.3), 8: (0.4, 0.3), 10: (0.35, 0.3)}, "mnist": dict.fromkeys((5, 8, 10), (0.6, 0.45))}
+ASKED["anime64"] = {5: (0.75, 0.6), 8: (0.65, 0.5), 10: (0.6, 0.5)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A problem, and what is calibrated on it."""
+
+    problem: methods.Problem
+    model: Callable[..., deis.Denoiser] | deis.Denoiser
+    samples: Tensor
+    condition: np.ndarray | None
+    validation: float
+    steps: int | None
+
+
+def digits(args: argparse.Namespace) -> Trial:
+    problem = methods.digits(256)
+    x_T = torch.from_numpy(np.random.default_rng(5).standard_normal((192, 64)))
+    return Trial(problem, deis.Denoiser(problem.model, problem.sde), x_T, None, 0.25, None)
+
+
+def mnist(args: argparse.Namespace) -> Trial:
+    network = deis.load_model()
+    x_T = torch.from_numpy(np.random.default_rng(5).standard_normal((96, *network.shape), dtype=np.float32))
+    return Trial(methods.mnist(100), network.conditional, x_T, np.arange(len(x_T)) % 10, 1 / 3, 128)
+
+
+def anime64(args: argparse.Namespace) -> Trial:
+    sde, net = methods.anime64_network(args.checkpoint)
+    x_T = torch.from_numpy(np.random.default_rng(5).standard_normal((24, 3, 64, 64), dtype=np.float32))
+    return Trial(methods.anime64(args.checkpoint), deis.Denoiser(net, sde), x_T, None, 1 / 3, 145)
+
+
+def untuned(problem: methods.Problem, name: str, nfe: int) -> Iterator[tuple[str, deis.Plan]]:
+    """Yield the twelve best methods and grids that were measured."""
+    rows = list(csv.DictReader((RESULTS / f"methods_{name}.csv").open()))
+    rows = sorted((row for row in rows if int(row["nfe"]) == nfe), key=lambda row: float(row["error"]))[:12]
+    builders = {methods.title(about): build for about, build in methods.methods(problem)}
+    for row in rows:
+        phase = row["grid"].rstrip("0123456789")
+        power = float(row["grid"][len(phase) :] or 1)
+        yield (
+            f"{methods.title(row)} on {row['grid']}",
+            deis.make_plan(problem.sde, builders[methods.title(row)], None, phase, power, nfe=nfe),
+        )
+
+
+def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
+    problem, path = trial.problem, RESULTS / f"calibration_{name}.csv"
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    start = time.perf_counter()
+    reference = reference_of(problem, args.work)
+
+    def error(plan: deis.Plan) -> float:
+        return float((problem.run(plan) - reference).square().flatten(1).mean(1).sqrt().median())
+
+    def write(
+        nfe: int, stage: str, found: float, best: float, evaluations: float = 0.0, seconds: float = 0.0, detail: str = ""
+    ) -> None:
+        numbers = (nfe, stage, f"{found:.5g}", f"{found / best:.3f}", f"{evaluations:.0f}", f"{seconds:.0f}", detail)
+        rows.append(dict(zip(FIELDS, map(str, numbers), strict=True)))
+        print(*numbers, sep="  ", flush=True)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: int(row["nfe"])))
+
+    print(f"reference: {time.perf_counter() - start:.0f} s", flush=True)
+    start = time.perf_counter()
+    teacher = deis.make_teacher(
+        trial.model, trial.samples, condition=trial.condition, steps=trial.steps, batch=args.batch, folder=args.work / "teacher"
+    )
+    made = time.perf_counter() - start
+    print(f"teacher: {len(teacher.t) - 1} steps, self-error {teacher.self_error:.2g}, {made:.0f} s", flush=True)
+    for nfe in args.nfe:
+        measured = [row for row in rows if int(row["nfe"]) == nfe]
+        best = next((float(row["error"]) for row in measured if row["stage"] == "untuned"), 0.0)
+        if not measured:
+            if name in ASKED and (nfe in ASKED[name] or nfe == 6):
+                best, detail = min((error(plan), detail) for detail, plan in untuned(problem, name, nfe))
+            else:
+                best, detail = error(deis.make_plan(problem.sde, nfe=nfe)), "auto alone"
+            write(nfe, "untuned", best, best, detail=detail)
+            write(nfe, "auto", error(deis.make_plan(problem.sde, nfe=nfe)), best)
+        plan = deis.make_plan(problem.sde, nfe=nfe)
+        for stage in args.stages:
+            file = args.out / f"{name}-{nfe}-{stage.strip('+ ').replace(' ', '_')}.json"
+            if file.exists():
+                plan = deis.load_plan(file)
+                continue
+            plan = deis.calibrate(
+                plan, trial.model, teacher=teacher, validation=trial.validation, stages=STAGES[stage], iterations=args.iterations
+            )
+            file.parent.mkdir(parents=True, exist_ok=True)
+            plan.save(file)
+            done = plan.provenance["stages"][-len(STAGES[stage]) :]
+            evaluations, seconds = (sum(record[what] for record in done) for what in ("evaluations", "seconds"))
+            write(nfe, stage, error(plan), best, evaluations, seconds, f"teacher {made:.0f} s")
+            print(deis.calibration_report(plan), plan, sep="\n", flush=True)
+
+
+def reference_of(problem: methods.Problem, work: Path) -> Tensor:
+    """Return the converged solution from the held-out noise, kept in the work folder."""
+    path = work / "reference.npy"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        plan = deis.make_plan(problem.sde, "tab3", problem.reference_steps, problem.reference_phase, 1.0)
+        np.save(path, problem.run(plan).numpy())
+    return torch.from_numpy(np.load(path))
+
+
+def report() -> None:
+    """Print the tables."""
+    for name, asked in ASKED.items():
+        path = RESULTS / f"calibration_{name}.csv"
+        rows = list(csv.DictReader(path.open())) if path.exists() else []
+        print(f"\n## {name}\n")
+        print("| NFE | the best untuned | `auto` | grid + least squares | + Gauss-Newton | asked for: without, all |")
+        print("|---" * 6 + "|")
+        for nfe in sorted({int(row["nfe"]) for row in rows}):
+            cells = {row["stage"]: row for row in rows if int(row["nfe"]) == nfe}
+            line = [f"{nfe}"]
+            for stage in ("untuned", "auto", "grid + least squares", "+ Gauss-Newton"):
+                row = cells.get(stage)
+                if row is None:
+                    line.append("")
+                elif stage == "untuned":
+                    line.append(f"{float(row['error']):.4f} ({row['detail']})")
+                else:
+                    spent = f", {row['seconds']} s" if int(row["seconds"]) else ""
+                    line.append(f"{float(row['error']):.4f}: {float(row['ratio']):.2f}{spent}")
+            line.append(", ".join(map(str, asked[nfe])) if nfe in asked else "")
+            print("| " + " | ".join(line) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problem", choices=[*ASKED, "report"])
+    parser.add_argument("--checkpoint", type=Path, default=Path("../shared/checkpoints/anime64"))
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["grid + least squares", "+ Gauss-Newton"])
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--work", type=Path, help="by default a folder of the problem's in work/")
+    parser.add_argument("--out", type=Path, help="where to write the plans, by default in the work folder")
+    args = parser.parse_args()
+    if args.problem == "report":
+        report()
+        return
+    args.work = args.work or Path("work") / f"calibration_{args.problem}"
+    args.out = args.out or args.work
+    run(args.problem, {"digits": digits, "mnist": mnist, "anime64": anime64}[args.problem](args), args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""Calibration, stage by stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..methods import get_method, make_plan
+from ..methods.adams import Builder
+from ..plan import Plan, load_plan
+from ..run.options import progress_bar
+from .gauss_newton import fit_ends
+from .gradient import LOSSES, Loss, fit_gradient, measured
+from .grid import GridCost, Jumps, exchange, model_free_grid, teacher_grid
+from .network import Model, Student, rmse
+from .regression import fit_rows
+from .table import Array, Table
+from .teacher import Teacher, make_teacher
+
+_FEW = 16  # samples by which a grid is judged
+_MOST_KNOWN = 128
+STAGES = ("grid", "least_squares", "gauss_newton", "gradient")
+
+
+def calibrate(
+    plan: Plan,
+    model: Model,
+    samples: Any = None,
+    *,
+    condition: Any = None,
+    teacher: Teacher | int | None = None,
+    stages: Sequence[str] = ("grid", "least_squares", "gauss_newton"),
+    validation: float = 0.25,
+    method: str | Builder | None = None,
+    window: int | None = None,
+    iterations: int = 10,
+    loss: Loss = "robust",
+    steps: int = 300,
+    batch: int = 64,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Plan:
+    """Fit a plan's times and coefficients to a model: as many evaluations, nearer to the solution they approximate.
+
+    The plan is read as x_{i+1} = a_i x_i + sum_j c_ij p_{i-j} (`Table`), and its numbers are fitted to converged trajectories of
+    the model from the given noise, the teacher's. The error is the median over the validation samples of the root mean square
+    distance of the end to the teacher's. No stage makes it worse: what a stage finds is kept where it is smaller.
+
+    Parameters
+    ----------
+    plan : Plan
+        Where to start; deterministic, of any method, and of the number of evaluations that is wanted.
+    model : Denoiser or Pretrained
+        What will be sampled, guidance and all. With a condition: a function from the conditions of some samples to one, as
+        ``network.conditional``, or ``lambda labels: network.conditional(labels, guidance=2.0)``.
+    samples : array of shape (N, ...)
+        Noise, as `deis.sample` takes it, in the model's framework: a torch.Tensor, a jax.Array or a numpy.ndarray. Some 64 to 256
+        samples of an image network suffice. Data x_0 of your own may take part as alpha x_0 + sigma eps at the plan's start.
+    condition : array of shape (N, ...), optional
+        What each sample is conditioned on, such as its label.
+    teacher : Teacher or int, optional
+        One made by `deis.make_teacher` for this model, which brings its samples, to be used for several plans; or a number of
+        steps. By default the steps are doubled until the end stands still.
+    stages : sequence of str
+        "grid": times by dynamic programming (`deis.calibration.teacher_grid`) and without a model; "least_squares": coefficients
+        step by step (`deis.calibration.regression.fit_rows`), on every grid that was found, and on those that come from the best by
+        moving single times; "gauss_newton": all coefficients and times at once on the end, without derivatives of the model
+        (`deis.calibration.gauss_newton.fit_ends`); "gradient": all of them by Adam and back-propagation through the model, for any
+        loss (`deis.calibration.gradient.fit_gradient`).
+    validation : float
+        The share of the samples, the last ones, that the fit does not see.
+    method : str or callable, optional
+        The method by which plans are built on other times; by default the one that the plan names. The stage "grid" needs it.
+    window : int, optional
+        The number of predictions that a row may use; by default all before it.
+    iterations : int
+        Gauss-Newton iterations, at most.
+    loss : {"robust", "huber", "l1", "l2"} or callable
+        Of the stage "gradient", see `deis.calibration.gradient.sample_losses`; or a function (x_0, target) -> shape (batch,), as
+        LPIPS is, in the model's framework, whose median is then the error by which every stage is judged.
+    steps : int
+        Of the stage "gradient": Adam's steps, at most.
+    batch : int
+        Samples a call of the model.
+    folder : path, optional
+        Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there.
+    progress : bool
+        Show a tqdm bar of the evaluations.
+
+    Returns
+    -------
+    Plan
+        With the numbers of each stage in `plan.provenance`, which `deis.calibration_report(plan)` prints.
+
+    Raises
+    ------
+    ValueError
+        Where the model is not deterministic, the plan is stochastic or of another schedule than the model's, there are too few
+        samples for its coefficients, the teacher diverges or is worse than what it is to teach, or a stage needs what is missing.
+    MemoryError
+        Where a batch does not fit the device.
+    """
+    _check(stages, iterations, window, plan, loss)
+    with progress_bar(f"calibrating {plan.method}", "sample") if progress else nullcontext() as bar:
+        began = time.perf_counter()
+        if isinstance(teacher, Teacher):
+            _check_teacher(teacher, model, samples, condition)
+            before = teacher.network.evaluations
+        else:
+            before = 0
+            teacher = make_teacher(model, samples, condition=condition, steps=teacher, batch=batch, folder=folder, progress=bar)
+        teacher.network.progress = bar
+        fit = _split(plan, teacher, validation)
+        run = _Run(
+            plan,
+            teacher,
+            fit,
+            window or len(plan.rows),
+            _builder(plan, method, teacher),
+            folder,
+            loss,
+            list(plan.provenance.get("stages", [])),
+        )
+        run.start(teacher.network.evaluations - before, time.perf_counter() - began)
+        for name in stages:
+            run.stage(name, iterations, steps)
+    return run.best
+
+
+@dataclass
+class _Run:
+    """A calibration under way: the best plan so far, and its error."""
+
+    best: Plan
+    teacher: Teacher
+    fit: int
+    """The first samples are fitted to, and the others validate."""
+    window: int
+    build: Builder | None
+    folder: str | Path | None
+    loss: Loss
+    records: list[dict[str, Any]]
+    candidates: list[Plan] = field(default_factory=list)
+    """Plans on other grids, which the least squares may do better from than from the best of them."""
+    error: float = np.inf
+
+    def student(self, plan: Plan) -> Student:
+        return Student(self.teacher.network, plan)
+
+    def measure(self, plan: Plan) -> float:
+        return measured(self.student(plan), Table.of(plan), self.teacher, self.fit, self.loss)
+
+    def start(self, evaluations: int, seconds: float) -> None:
+        """Measure the plan that was given, and compare it with the teacher."""
+        self.error = self.measure(self.best)
+        if not np.isfinite(self.error):
+            raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
+        if self.teacher.self_error > 0.5 * self.error:
+            raise ValueError(
+                f"the teacher is too coarse: its end moves by {self.teacher.self_error:.2g} when its steps are doubled, and the "
+                f"plan is within {self.error:.2g} of it already; make a teacher of more than {len(self.teacher.t) - 1} steps"
+            )
+        self.note("teacher", self.error, evaluations, seconds)
+
+    def note(self, name: str, before: float, evaluations: int, seconds: float) -> None:
+        self.records.append(
+            {
+                "stage": name,
+                "before": before,
+                "after": self.error,
+                "evaluations": evaluations / len(self.teacher.states[0]),
+                "seconds": round(seconds, 1),
+            }
+        )
+
+    def stage(self, name: str, iterations: int, steps: int) -> None:
+        """Do one stage, or take what an earlier run made of it; keep its plan where the error is smaller."""
+        network, began, before = self.teacher.network, time.perf_counter(), self.error
+        key = json.dumps(
+            [self.best._content, name, self.fit, self.window, iterations, repr(self.loss), steps, self.teacher.t.tolist()]
+        )
+        path = None if self.folder is None else Path(self.folder) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        spent = network.evaluations
+        if path is not None and path.exists():
+            plan = load_plan(path)
+            if name == "grid":
+                self.candidates = self.grids()
+        else:
+            plan = self.found(name, iterations, steps)
+            if path is not None:
+                plan.save(path)
+        error = self.measure(plan)
+        if error < self.error:
+            self.best, self.error = plan, error
+        self.note(name, before, network.evaluations - spent, time.perf_counter() - began)
+        self.best = replace(self.best, provenance=self.provenance())
+
+    def found(self, name: str, iterations: int, steps: int) -> Plan:
+        """Return the plan of a stage, better or not."""
+        if name == "grid":
+            self.candidates = self.grids()
+            return min(self.candidates, key=self.measure)
+        if name == "least_squares":
+            start = min((self.best, *self.candidates), key=lambda plan: self.measure(self.regressed(plan)))
+            moved = [self.exchanged(start, self.build)] if self.build and self.candidates and start.accepts.all() else []
+            return min((self.regressed(plan) for plan in (start, *moved)), key=self.measure)
+        student, table = self.student(self.best), Table.of(self.best)
+        if name == "gauss_newton":
+            table = fit_ends(student, table, self.teacher, self.fit, self.window, iterations=iterations)
+        else:
+            table = fit_gradient(student, table, self.teacher, self.fit, self.window, loss=self.loss, steps=steps)
+        return self.plan(table, self.best)
+
+    def regressed(self, plan: Plan) -> Plan:
+        return self.plan(fit_rows(self.student(plan), Table.of(plan), self.teacher, self.fit, self.window)[0], plan)
+
+    def exchanged(self, plan: Plan, build: Builder) -> Plan:
+        """Return the method's plan on those of the teacher's times that are best after the regression of a few samples."""
+        teacher, few = self.teacher, min(self.fit, _FEW)
+        places = np.unique([int(np.argmin(np.abs(teacher.t - t))) for t in plan.ts])
+        if len(places) < len(plan.ts):
+            return plan
+
+        known: dict[bytes, Array] = {}
+
+        def value(places: Array) -> float:
+            if len(known) > _MOST_KNOWN:
+                known.clear()
+            moved = make_plan(teacher.sde, build, ts=teacher.t[places])
+            _, end = fit_rows(self.student(moved), Table.of(moved), teacher, few, self.window, 0, known)
+            return float(np.log(np.maximum(rmse(end, teacher.end[:few]), 1e-12)).mean())
+
+        moved = make_plan(teacher.sde, build, ts=teacher.t[exchange(value, places, (4, 2, 1))])
+        return replace(moved, grid="teacher grid, by regression")
+
+    def plan(self, table: Table, like: Plan) -> Plan:
+        grid = like.grid if np.array_equal(table.t, like.t) else "fitted times"
+        return replace(table.plan(like, self.teacher.sde, f"a model, on {self.fit} samples"), grid=grid)
+
+    def grids(self) -> list[Plan]:
+        """Return plans of the method on other grids."""
+        if self.build is None:
+            raise ValueError(
+                f"stages has 'grid', and the plan's method {self.best.method!r} is no registered name that builds this plan on its "
+                "own times; give method=, the name or the builder it was made with, or leave the stage out"
+            )
+        sde, num_step, form = self.teacher.sde, self.best.num_step, self.best.form
+        jumps = Jumps(self.teacher, form)
+        costs: tuple[GridCost, ...] = ("euler", "fitted", "method") if self.best.accepts.all() else ("euler", "fitted")
+        grids = {
+            f"teacher grid, {cost} cost": teacher_grid(self.teacher, self.build, form, num_step, cost, jumps) for cost in costs
+        }
+        grids["model-free grid"] = model_free_grid(sde, self.build, num_step)
+        return [replace(make_plan(sde, self.build, ts=ts), grid=name) for name, ts in grids.items()]
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what the calibrated plan tells of its making."""
+        teacher, samples = self.teacher, len(self.teacher.states[0])
+        return {
+            "samples": self.fit,
+            "validation": samples - self.fit,
+            "teacher_steps": len(teacher.t) - 1,
+            "teacher_self_error": teacher.self_error,
+            "stages": self.records,
+        }
+
+
+def calibration_report(plan: Plan) -> str:
+    """Return a table of what each stage of a plan's calibration did.
+
+    Raises
+    ------
+    ValueError
+        For a plan that was not calibrated.
+    """
+    if "stages" not in plan.provenance:
+        raise ValueError(f"plan {plan.method!r} was not calibrated; deis.calibrate does that")
+    about = plan.provenance
+    lines = [
+        f"{plan.method}, {plan.nfe} evaluations, {plan.schedule}; {about['samples']} samples, validated on "
+        f"{about['validation']} others; teacher of {about['teacher_steps']} steps, self-error {about['teacher_self_error']:.2g}",
+        f"{'stage':<15}{'error before':>14}{'after':>10}{'evaluations':>13}{'seconds':>9}",
+    ]
+    for row in about["stages"]:
+        unchanged = row["stage"] != "teacher" and row["after"] >= row["before"]
+        lines.append(
+            f"{row['stage']:<15}{row['before']:>14.5f}{row['after']:>10.5f}{row['evaluations']:>13.0f}{row['seconds']:>9.1f}"
+            + ("  could not improve it" if unchanged else "")
+        )
+    return "\n".join(lines)
+
+
+def _split(plan: Plan, teacher: Teacher, validation: float) -> int:
+    """Return the number of samples to fit to."""
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation!r} must lie between 0 and 1: the share of the samples that the fit does not see")
+    samples, size = len(teacher.states[0]), teacher.states[0][0].size
+    n = len(plan.rows)
+    held = max(1, round(validation * samples))
+    numbers = n * (n + 5) // 2
+    if samples - held < 4 or held < 2 or (samples - held) * size < 10 * numbers:
+        raise ValueError(
+            f"{samples} samples of {size} numbers, {held} of them for validation, are too few for a table of {numbers} numbers; "
+            f"give at least {max(6, -(-10 * numbers // size) + held)}, better 64"
+        )
+    return samples - held
+
+
+def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Builder | None:
+    """Return what builds the plan on other times, where it is known; None else.
+
+    Raises
+    ------
+    ValueError
+        Where the plan is of another schedule than the model, or the method that was given builds another plan.
+    """
+    sde = teacher.sde
+    if not plan.matches(sde):
+        raise ValueError(
+            f"plan is of the schedule {plan.schedule!r} and the model of {sde.name!r}, whose alpha and sigma differ at its times; "
+            "make one with deis.make_plan(model.sde, ...)"
+        )
+    try:
+        build = method if callable(method) else get_method(plan.method if method is None else method)
+        again = Table.of(build(sde, plan.ts, ""))
+    except ValueError:
+        if method is None:
+            return None
+        raise
+    table = Table.of(plan)
+    if again.c.shape == table.c.shape and np.allclose(again.c, table.c, 1e-6, 1e-9) and np.allclose(again.a, table.a, 1e-6, 1e-9):
+        return build
+    if method is None:
+        return None
+    raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
+
+
+def _check(stages: Sequence[str], iterations: int, window: int | None, plan: Plan, loss: Loss) -> None:
+    if not callable(loss) and loss not in LOSSES:
+        raise ValueError(
+            f"loss={loss!r} is unknown; the known ones are {', '.join(map(repr, LOSSES))}, or a function (x_0, target)"
+        )
+    for name in stages:
+        if name not in STAGES:
+            raise ValueError(
+                f"stages={tuple(stages)!r} has the unknown {name!r}; the known ones are {', '.join(map(repr, STAGES))}"
+            )
+    for argument, number in (("iterations", iterations), ("window", window)):
+        if number is not None and (isinstance(number, bool) or int(number) != number or number < 1):
+            raise ValueError(f"{argument}={number!r} must be a whole number of at least 1")
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, and is {plan!r}")
+
+
+def _check_teacher(teacher: Teacher, model: Model, samples: Any, condition: Any) -> None:
+    if samples is not None or condition is not None:
+        raise ValueError("samples and condition come with the teacher; leave them out, or the teacher")
+    if model is not teacher.network.model:
+        raise ValueError("teacher was made for another model; make one for this with deis.make_teacher(model, samples)")

@@ -1,0 +1,217 @@
+"""Time grids fitted to a teacher, by dynamic programming and exchange; and a grid that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import minimize
+
+from ..grids import continuous_grid, distinct_integers
+from ..methods import make_plan
+from ..methods.adams import Builder
+from ..plan import Plan
+from ..sde import Schedule
+from .table import Array, Table
+from .teacher import Teacher
+
+Cost = Callable[[list[int], Array], Array]
+"""cost(path, ends) -> shape (len(ends),): the error of the jumps from path[-1], reached by the path, to each of the ends."""
+MOST_SAMPLES = 64
+MOST_TIMES = 160
+_SWEEPS = 3
+_GREATEST_RHO = 1e3  # where alpha is 0, what is predicted of x_0 errs by no more than the data's own size
+
+
+class Jumps:
+    """Errors of single jumps from the teacher's own states, of any weights, from one Gram matrix of all states and predictions.
+
+    The error of a jump from t_b to t_c is the mean over samples of the root mean square of
+
+        (x_c - a x_b - sum_j c_j p_{b_j}) / alpha_c
+
+    that is, in the variable x/alpha, which the flow carries unchanged where the prediction of the noise is 0; jumps are summed
+    without discount.
+
+    Attributes
+    ----------
+    index : array of shape (M + 1,)
+        The teacher's times that take part.
+    t : array of shape (M + 1,)
+    """
+
+    def __init__(self, teacher: Teacher, form: str) -> None:
+        count = len(teacher.t)
+        self.index = np.unique(np.rint(np.linspace(0, count - 1, min(count, MOST_TIMES))).astype(int))
+        self.t, self.m, self.form = teacher.t[self.index], len(self.index) - 1, form
+        self.sde = teacher.sde
+        self.alpha, self.sigma = teacher.sde.alpha(self.t), teacher.sde.sigma(self.t)
+        rows = slice(0, MOST_SAMPLES)
+        vectors = [teacher.states[i][rows] for i in self.index]
+        vectors += [teacher.prediction(i, form)[rows] for i in self.index[:-1]]
+        v = np.stack([vector.reshape(len(vector), -1) for vector in vectors], axis=1).astype(np.float64)
+        self.gram = v @ v.transpose(0, 2, 1) / v.shape[2]
+
+    def columns(self, b: int, nodes: list[int]) -> Array:
+        """Return the places of x_b and of the predictions at the nodes."""
+        return np.array([b, *(self.m + 1 + node for node in nodes)])
+
+    def errors(self, ends: Array, columns: Array, weights: Array) -> Array:
+        """Return the errors of jumps to the ends, with weights of shape (len(ends), len(columns))."""
+        gram = self.gram[:, columns[:, None], columns]
+        cross = self.gram[:, ends[:, None], columns]
+        square = self.gram[:, ends, ends] - 2 * np.einsum("ek,nek->ne", weights, cross)
+        square += np.einsum("ek,nkl,el->ne", weights, gram, weights, optimize=True)
+        return np.sqrt(np.maximum(square, 0)).mean(axis=0) / self.alpha[ends]
+
+    def euler(self, path: list[int], ends: Array) -> Array:
+        """Return the errors of DDIM's jumps: the cost of GITS (arXiv 2405.11326), in x/alpha."""
+        b = path[-1]
+        if self.form == "eps":
+            a = self.alpha[ends] / self.alpha[b]
+            c = self.sigma[ends] - a * self.sigma[b]
+        else:
+            a = self.sigma[ends] / self.sigma[b]
+            c = self.alpha[ends] - a * self.alpha[b]
+        return self.errors(ends, self.columns(b, [b]), np.stack([a, c], axis=1))
+
+    def fitted(self, path: list[int], ends: Array) -> Array:
+        """Return the errors of the jumps whose weights of x and the three newest predictions are least squares over the samples."""
+        columns = self.columns(path[-1], path[:-4:-1])
+        gram = self.gram[:, columns[:, None], columns].mean(axis=0)
+        cross = self.gram[:, ends[:, None], columns].mean(axis=0)
+        scale = np.sqrt(np.diag(gram))
+        ridge = gram / np.outer(scale, scale) + 1e-8 * np.eye(len(columns))
+        return self.errors(ends, columns, np.linalg.solve(ridge, (cross / scale).T).T / scale)
+
+    def of_plan(self, places: Array, plan: Plan) -> float:
+        """Return the sum of the errors of the jumps of a plan whose times are t[places], each from the teacher's own states."""
+        table = Table.of(plan)
+        total = 0.0
+        for i in range(len(table.a)):
+            columns = self.columns(int(places[i]), places[i::-1].tolist())
+            weights = np.append(table.a[i], table.c[i, : i + 1])
+            total += float(self.errors(places[i + 1 : i + 2], columns, weights[None])[0])
+        return total
+
+
+def shortest(cost: Cost, m: int, steps: int) -> Array:
+    """Return the places 0 = b_0 < ... < b_steps = m of the path of the least sum of costs, by dynamic programming.
+
+    The cost of a jump may depend on the path before it; the best path to each place is the one that is carried on, which is
+    exact where it does not.
+    """
+    best = np.full((steps + 1, m + 1), np.inf)
+    best[0, 0] = 0
+    paths: dict[tuple[int, int], list[int]] = {(0, 0): [0]}
+    for k in range(1, steps + 1):
+        origin = np.zeros(m + 1, dtype=int)
+        for b in range(k - 1, m - (steps - k)):
+            if np.isfinite(best[k - 1, b]):
+                ends = np.arange(b + 1, m + 1 - (steps - k)) if k < steps else np.array([m])
+                total = best[k - 1, b] + cost(paths[k - 1, b], ends)
+                better = total < best[k, ends]
+                best[k, ends[better]] = total[better]
+                origin[ends[better]] = b
+        for c in np.flatnonzero(np.isfinite(best[k])):
+            paths[k, int(c)] = [*paths[k - 1, int(origin[c])], int(c)]
+    return np.array(paths[steps, m])
+
+
+def exchange(value: Callable[[Array], float], places: Array, shifts: Sequence[int] = (8, 4, 2, 1)) -> Array:
+    """Return the places after moving single inner ones, by less and less, as long as the value falls by a thousandth."""
+    least = value(places)
+    for shift in shifts:
+        for _ in range(_SWEEPS):
+            before = least
+            for i, by in product(range(1, len(places) - 1), (-shift, shift)):
+                moved = places.copy()
+                moved[i] += by
+                if moved[i - 1] < moved[i] < moved[i + 1]:
+                    found = value(moved)
+                    if found < least:
+                        places, least = moved, found
+            if least > before - 1e-3 * abs(before):
+                break
+    return places
+
+
+GridCost = Literal["euler", "fitted", "method"]
+
+
+def teacher_grid(
+    teacher: Teacher, build: Builder, form: str, num_step: int, cost: GridCost = "method", jumps: Jumps | None = None
+) -> Array:
+    """Return the times for a method, chosen among the teacher's, whose jumps from the teacher's states err least.
+
+    Parameters
+    ----------
+    cost : {"method", "fitted", "euler"}
+        The jumps of the method itself: as each depends on all times before it, the path of the fitted jumps is improved by moving
+        single times until none helps. "fitted": jumps of least-squares weights; "euler": DDIM's, as in GITS.
+    jumps : Jumps, optional
+        Those of the teacher, where they were made before.
+
+    Raises
+    ------
+    ValueError
+        Where the teacher has fewer steps than asked for, or the method has stages within its steps and cost is "method".
+    """
+    jumps = jumps or Jumps(teacher, form)
+    if num_step > jumps.m:
+        raise ValueError(f"num_step={num_step!r} is more than the teacher's {jumps.m} steps; make one with more steps=")
+    places = shortest(jumps.euler if cost == "euler" else jumps.fitted, jumps.m, num_step)
+    if cost == "method":
+
+        def value(places: Array) -> float:
+            plan = build(teacher.sde, jumps.t[places], "")
+            if not plan.accepts.all():
+                raise ValueError(f"cost='method' needs a method without stages, and {plan.method!r} has some; give cost='euler'")
+            return jumps.of_plan(places, plan)
+
+        places = exchange(value, places)
+    return jumps.t[places]
+
+
+def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: float = 1.0) -> Array:
+    r"""Return times that minimise a bound of the global error, without any model (Xue et al., CVPR 2024, arXiv 2402.17376).
+
+    The end is a sum of the x_T and the predictions p_i with the weights W_i of the plan. If x_0 is predicted to within rho^power,
+    the error of the end is at most sum_i |W_i| rho(t_i)^power, and rho^(power - 1) in the eps form; it is minimised over the inner
+    times.
+
+    Parameters
+    ----------
+    power : float
+        1 for pixels and 2 for latents in the paper.
+    """
+    dense = continuous_grid(sde, 256, "vp_t", 2.0)
+    place = np.linspace(0, 1, len(dense))
+
+    def times(z: Array) -> Array:
+        """Return the times whose increments along the dense grid are in the ratio exp(z): they stay in order."""
+        inner = np.cumsum(np.exp(z - z.max()))
+        ts = np.append(np.interp(np.append(0.0, inner[:-1] / inner[-1]), place, dense), dense[-1])
+        return ts if sde.num_times is None else distinct_integers(ts, sde.num_times)
+
+    def bound(z: Array) -> float:
+        plan = make_plan(sde, method, ts=times(z))
+        rho = np.minimum(sde.rho(plan.t[:-1]), _GREATEST_RHO)
+        return float(np.abs(end_weights(plan)) @ rho ** (power - (plan.form == "eps")))
+
+    step = 1e-3 if sde.num_times is None else 0.1
+    found = minimize(bound, np.zeros(num_step), method="SLSQP", bounds=[(-3, 3)] * num_step, options={"maxiter": 50, "eps": step})
+    return times(found.x)
+
+
+def end_weights(plan: Plan) -> Array:
+    """Return the weight W_i of each prediction in the plan's end, shape (n,)."""
+    table = Table.of(plan)
+    n = len(table.a)
+    x = np.zeros(n)
+    for i in range(n):
+        x = table.a[i] * x
+        x[i::-1] += table.c[i, : i + 1]
+    return x

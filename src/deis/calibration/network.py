@@ -1,0 +1,145 @@
+"""The model as a function of NumPy arrays, whatever framework it is written in; and what one recurrence makes of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..foreign import is_jax, is_torch, like, no_grad, to_numpy
+from ..model.predictions import Denoiser, Level, convert, factors, times
+from ..model.pretrained import Pretrained
+from ..plan import Plan
+from ..sde import Schedule
+from .table import Array, Table
+
+Model = Denoiser | Pretrained | Callable[[Any], Any]
+
+
+@dataclass
+class Network:
+    """The predictions of a model for fixed samples; it counts its work.
+
+    Attributes
+    ----------
+    model : Denoiser, Pretrained, or with a condition a function from conditions to one
+    x_T : array of the model's framework, of shape (N, ...)
+    condition : array of shape (N, ...), optional
+    batch : int
+        Samples a call.
+    progress : optional
+        What has `update(n)`, as a tqdm bar.
+    evaluations : int
+        Evaluations so far, of one sample each.
+    """
+
+    model: Model
+    x_T: Any  # noqa: N815 (the paper's symbol)
+    condition: Any = None
+    batch: int = 64
+    progress: Any = None
+    evaluations: int = 0
+    _calls: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch, bool) or int(self.batch) != self.batch or self.batch < 1:
+            raise ValueError(f"batch={self.batch!r} must be a whole number of at least 1")
+        if not (is_torch(self.x_T) or is_jax(self.x_T) or isinstance(self.x_T, np.ndarray)) or self.x_T.ndim < 2:
+            raise TypeError(
+                f"samples must be noise of shape (N, ...): a torch.Tensor, jax.Array or numpy.ndarray, and is {self.x_T!r}"
+            )
+        if self.condition is not None and len(self.condition) != len(self.x_T):
+            raise ValueError(f"condition has {len(self.condition)} entries for {len(self.x_T)} samples; give one a sample")
+        self.sde: Schedule = self.denoiser(0, min(self.batch, len(self.x_T))).sde
+
+    def denoiser(self, first: int, last: int) -> Denoiser:
+        """Return the model of the samples first ... last - 1."""
+        make: Any = self.model
+        model = make if self.condition is None else make(self.condition[first:last])
+        model = model.conditional() if isinstance(model, Pretrained) else model
+        if not isinstance(model, Denoiser):
+            wanted = "model" if self.condition is None else "model(condition)"
+            raise TypeError(f"{wanted} must be a deis.Denoiser, as deis.Denoiser(model, sde, predicts='eps'), and is {model!r}")
+        return model
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x_T.shape)
+
+    def numpy(self) -> Array:
+        """Return x_T in float64 on the host, where all of calibration but the model runs."""
+        return to_numpy(self.x_T)
+
+    def predict(self, x: Array, t: float, form: str, first: int = 0) -> Array:
+        """Return the predictions at (x, t) in a form, where x holds the samples from `first` on.
+
+        Raises
+        ------
+        MemoryError
+            Where a batch does not fit the device; it says what to do.
+        """
+        parts = []
+        for start in range(0, len(x), self.batch):
+            part = x[start : start + self.batch]
+            try:
+                parts.append(self._predict(part, t, form, first + start))
+            except (MemoryError, RuntimeError) as error:
+                if not (isinstance(error, MemoryError) or "out of memory" in str(error).lower()):
+                    raise
+                raise MemoryError(f"the model ran out of memory on {len(part)} samples; give a batch below {self.batch}") from error
+            if self.progress is not None:
+                self.progress.update(len(part))
+        self.evaluations += len(x)
+        return np.concatenate(parts)
+
+    def _predict(self, x: Array, t: float, form: str, first: int) -> Array:
+        denoiser = self.denoiser(first, first + len(x))
+        level = denoiser.level(t)
+        row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
+        x_in = like(x, self.x_T)
+        t_in = times(x_in, t, denoiser.sde.num_times)
+        if is_jax(self.x_T):
+            m = self._compiled(denoiser, first)(x_in, t_in, Level(t_in[0], *(like(np.array(v), x_in) for v in level[1:])))
+            return to_numpy(convert(m, x_in, row, denoiser.threshold))
+        with no_grad(x_in):
+            return to_numpy(convert(denoiser.at(x_in, t_in, level), x_in, row, denoiser.threshold))
+
+    def _compiled(self, denoiser: Denoiser, first: int) -> Any:
+        """Compile the model once for all times; and for each batch of conditions, which it closes over."""
+        import jax
+
+        key = 0 if self.condition is None else first
+        if key not in self._calls:
+            self._calls[key] = jax.jit(denoiser.at)
+        return self._calls[key]
+
+
+def rmse(x: Array, y: Array) -> Array:
+    """Return the root mean square difference of each sample, shape (N,)."""
+    return np.sqrt(np.square(x - y).reshape(len(x), -1).mean(axis=1))
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network and the facts of the plan to be fitted that fitting leaves alone."""
+
+    network: Network
+    plan: Plan
+
+    def predict(self, i: int, x: Array, t: float, first: int = 0) -> Array:
+        """Return the prediction of row i, which may be one that makes no call."""
+        return self.network.predict(x, t, self.plan.form, first) if self.plan.calls[i] else self.plan.guess[i] * x
+
+    def run(self, table: Table, x: Array, first: int = 0, row: int = 0, history: tuple[Array, ...] = ()) -> Array:
+        """Run a table from a row on, with the predictions before it, newest first."""
+        for i in range(row, len(table.a)):
+            history = (self.predict(i, x, table.t[i], first), *history)
+            x = combine(table.a[i], x, table.c[i], history)
+        return x
+
+
+def combine(a: float, x: Array, c: Array, history: tuple[Array, ...]) -> Array:
+    """Return a x + sum_j c[j] history[j]."""
+    return a * x + sum(c_j * p for c_j, p in zip(c.tolist(), history, strict=False) if c_j != 0)

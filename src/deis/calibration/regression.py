@@ -1,0 +1,112 @@
+"""The coefficients of a plan by regression, step by step: no derivatives of the model, and no evaluation beyond the plan's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .network import Student, combine
+from .table import Array, Table
+from .teacher import Teacher
+
+SHRINKAGE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
+_USUAL = 1e-4
+_REWEIGHTINGS = 4
+
+
+def fit_rows(
+    student: Student,
+    prior: Table,
+    teacher: Teacher,
+    fit: int,
+    window: int,
+    held: int | None = None,
+    known: dict[bytes, Array] | None = None,
+) -> tuple[Table, Array]:
+    """Fit rows that carry the student's own states to the teacher's at each time, by regularised least squares.
+
+    Row i minimises, over the coefficients theta = (a, c_0, ..., c_{W-1}) of (x_i, p_i, ..., p_{i-W+1}),
+
+        sum over samples of w |x(t_{i+1}) - theta . (x_i, p_i, ...)|^2 + shrinkage * sum_k g_k (theta_k - prior_k)^2
+
+    where g_k is the mean square of the k-th regressor. The weights w = 1 / (e^2 + c^2) of the samples' errors e, with c = 0.3 times
+    their median, make it a robust loss, the mean of log(e^2 + c^2), which no bifurcation of a few trajectories governs. The
+    shrinkage is the one that does best on the validation samples; the prior itself is among them, so that no step is made worse.
+
+    Parameters
+    ----------
+    fit : int
+        The first `fit` samples are fitted to.
+    window : int
+        The number of predictions that a row may use.
+    held : int, optional
+        The number of samples after these that validate, by default all; with 0 the shrinkage is 1e-4.
+    known : dict, optional
+        The predictions of earlier fits of the same method and samples, by the times so far: they are not made again.
+
+    Returns
+    -------
+    Table
+    array of shape (N, ...)
+        The ends of all these samples.
+    """
+    x = student.network.numpy()[: None if held is None else fit + held]
+    table, history = prior, tuple[Array, ...]()
+    known = {} if known is None else known
+    for i in range(len(prior.a)):
+        past = prior.t[: i + 1].tobytes()
+        p = known[past] if past in known else student.predict(i, x, prior.t[i])
+        known[past], history = p, (p, *history)
+        used = min(window, i + 1)
+        target = teacher.state(prior.t[i + 1])[: len(x)]
+        theta = _row(x, history[:used], target, np.append(prior.a[i], prior.c[i, :used]), fit)
+        if (prior.c[i, used:] != 0).any():
+            raise ValueError(
+                f"window={window!r} is narrower than that of the plan, which uses {int(np.flatnonzero(prior.c[i])[-1]) + 1}"
+            )
+        a, c = table.a.copy(), table.c.copy()
+        a[i], c[i, :used] = theta[0], theta[1:]
+        table = replace(table, a=a, c=c)
+        x = combine(a[i], x, c[i], history)
+    return table, x
+
+
+def _row(x: Array, history: tuple[Array, ...], target: Array, prior: Array, fit: int) -> Array:
+    """Return the coefficients of one row."""
+    columns = [v.reshape(len(v), -1) for v in (x, *history, target - combine(prior[0], x, prior[1:], history))]
+    gram = np.stack([np.stack([np.einsum("nd,nd->n", u, v) for v in columns], axis=1) for u in columns], axis=1)
+    gram /= columns[0].shape[1]
+    if len(x) == fit:
+        return prior + _solve(gram, _USUAL)
+    best, least = np.zeros(len(prior)), np.inf
+    for shrinkage in (np.inf, *SHRINKAGE):
+        delta = np.zeros(len(prior)) if np.isinf(shrinkage) else _solve(gram[:fit], shrinkage)
+        found = float(np.median(_errors(gram[fit:], delta)))
+        if found < least:
+            best, least = delta, found
+    return prior + best
+
+
+def _solve(gram: Array, shrinkage: float) -> Array:
+    """Return the change of the coefficients, from per-sample Gram matrices of the regressors and, last, the residual."""
+    delta = np.zeros(gram.shape[1] - 1)
+    for _ in range(_REWEIGHTINGS):
+        weight = robust_weights(_errors(gram, delta))
+        mean = np.einsum("n,nij->ij", weight, gram) / weight.sum()
+        scale = np.sqrt(np.maximum(np.diag(mean)[:-1], np.finfo(float).tiny))
+        matrix = mean[:-1, :-1] / np.outer(scale, scale) + shrinkage * np.eye(len(delta))
+        delta = np.linalg.solve(matrix, mean[:-1, -1] / scale) / scale
+    return delta
+
+
+def _errors(gram: Array, delta: Array) -> Array:
+    """Return the root mean square residual of each sample."""
+    v = np.append(-delta, 1.0)
+    return np.sqrt(np.maximum(np.einsum("i,nij,j->n", v, gram, v), 0))
+
+
+def robust_weights(errors: Array, c: float | None = None) -> Array:
+    """Return 1 / (e^2 + c^2), by default with c = 0.3 times the median of the errors e."""
+    c = 0.3 * float(np.median(errors)) if c is None else c
+    return 1 / (errors**2 + max(c, np.finfo(float).tiny) ** 2)

@@ -1,0 +1,85 @@
+"""A plan as one recurrence of the states that the network sees, which is what calibration fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import Plan
+from ..sde import Schedule
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    r"""x_{i+1} = a_i x_i + sum_j c_ij p_{i-j}.
+
+    Every deterministic plan is such a recurrence, Runge-Kutta stages and correctors included: base is a combination of x and of
+    the predictions since, so that it can be eliminated, at the price of a window wider by one.
+
+    Attributes
+    ----------
+    t : array of shape (n + 1,)
+    a : array of shape (n,)
+    c : array of shape (n, n)
+        Newest prediction first; row i uses c[i, : i + 1].
+    """
+
+    t: Array
+    a: Array
+    c: Array
+
+    @classmethod
+    def of(cls, plan: Plan) -> Table:
+        """Return the recurrence of a plan.
+
+        Raises
+        ------
+        ValueError
+            For a stochastic plan, or where x forgets base, which no method does.
+        """
+        if plan.stochastic:
+            raise ValueError(f"plan {plan.method!r} adds noise, and only a deterministic plan has a solution to be fitted to")
+        if (plan.next_x == 0).any():
+            raise ValueError(f"plan {plan.method!r} has next_x=0 at row {int(np.argmin(plan.next_x != 0))}, and cannot be fitted")
+        n, window = plan.keep_p.shape
+        a, c = np.zeros(n), np.zeros((n, n))
+        # base = base_x x_i + sum_j base_p[j] p_{i-1-j}
+        base_x, base_p = 1.0, np.zeros(n)
+        for i in range(n):
+            history = np.append(0.0, base_p)[:n] * plan.keep_x[i]  # newest first, p_i in front
+            history[: min(window, n)] += plan.keep_p[i, :n]
+            stage = np.zeros(n)
+            stage[: min(window, n)] = plan.next_p[i, :n]
+            a[i] = plan.next_x[i] * plan.keep_x[i] * base_x
+            c[i, : i + 1] = (plan.next_x[i] * history + stage)[: i + 1]
+            base_x, base_p = 1 / plan.next_x[i], -stage / plan.next_x[i]
+        return cls(plan.t, a, c)
+
+    def plan(self, like: Plan, sde: Schedule, fitted: str) -> Plan:
+        """Return the recurrence as a plan with the rows and names of another.
+
+        Raises
+        ------
+        ValueError
+            Where the table is no valid plan, such as one whose times do not decrease.
+        """
+        n = len(self.a)
+        used = np.flatnonzero((self.c != 0).any(axis=0))
+        window = int(used[-1]) + 1 if len(used) else 1
+        return replace(
+            like,
+            t=self.t,
+            alpha=sde.alpha(self.t),
+            sigma=sde.sigma(self.t),
+            keep_x=self.a,
+            keep_p=self.c[:, :window],
+            keep_z=np.zeros(n),
+            next_x=np.ones(n),
+            next_p=np.zeros((n, window)),
+            fitted=fitted,
+        )

@@ -1,0 +1,305 @@
+"""Teachers: dense, converged trajectories of a model, kept in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ..files import replacing
+from ..machine import run_rows
+from ..methods import make_plan
+from ..methods.adams import adams, choose_form
+from ..model.predictions import coefficients
+from ..plan import Plan
+from ..sde import Schedule
+from .network import Model, Network, combine, rmse
+from .table import Array
+
+FIRST_STEPS, MOST_STEPS, FEW = 32, 1024, 16
+
+
+@dataclass(frozen=True)
+class Frames(Sequence[Array]):
+    """Arrays in the safetensors files of a folder, one file a time, read when they are asked for."""
+
+    folder: Path
+    name: str
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, i: int) -> Array: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Array]: ...
+    def __getitem__(self, i: int | slice) -> Array | Sequence[Array]:
+        from safetensors.numpy import load_file
+
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(self.length))]
+        return load_file(frame(self.folder, range(self.length)[i]))[self.name]
+
+
+def frame(folder: Path, i: int) -> Path:
+    return folder / f"teacher-{i:04d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Trajectories x_t of the probability flow from noise; `make_teacher` makes one.
+
+    Attributes
+    ----------
+    network : Network
+        The model and its noise.
+    t : array of shape (M + 1,)
+        Decreasing times.
+    form : {"eps", "data"}
+        What the predictions are.
+    states : sequence of M + 1 arrays of shape (N, ...)
+    predictions : sequence of M arrays of shape (N, ...)
+        At t[0] ... t[M - 1].
+    self_error : float
+        The median over samples of the distance (root mean square) of the end to that of half as many steps.
+    """
+
+    network: Network
+    t: Array
+    form: str
+    states: Sequence[Array]
+    predictions: Sequence[Array]
+    self_error: float
+    keep: Any = field(default=None, repr=False)
+    """What must live as long: the temporary folder of the frames."""
+
+    @property
+    def sde(self) -> Schedule:
+        return self.network.sde
+
+    @property
+    def end(self) -> Array:
+        """The converged samples, in float64."""
+        return self.states[-1].astype(np.float64)
+
+    def prediction(self, i: int, form: str) -> Array:
+        """Return the predictions at t[i] in a form, in float64."""
+        p = self.predictions[i].astype(np.float64)
+        if form == self.form:
+            return p
+        names = {"eps": "eps", "data": "x0"}
+        alpha, sigma = float(self.sde.alpha(self.t[i])), float(self.sde.sigma(self.t[i]))
+        c_x, c_m = coefficients(names[self.form], names[form], alpha, sigma)
+        return c_x * self.states[i] + c_m * p
+
+    def state(self, t: float) -> Array:
+        """Return the states at a time between the first and the last, in float64: those kept, or a cubic through the two beside.
+
+        The cubic is Hermite's, of x/sigma in alpha/sigma, whose derivative is the predicted x_0.
+        """
+        near = int(np.argmin(np.abs(self.t - t)))
+        gap = np.abs(np.diff(self.t)).max()
+        j = min(int(np.searchsorted(-self.t, -t, side="right")) - 1, len(self.t) - 2)
+        if abs(self.t[near] - t) < 1e-9 * gap or j >= len(self.predictions) - 1:
+            return self.states[near].astype(np.float64)
+        at = np.array([self.t[j], t, self.t[j + 1]])
+        sigma = self.sde.sigma(at)
+        u = self.sde.alpha(at) / sigma
+        h = u[2] - u[0]
+        s = (u[1] - u[0]) / h
+        y = [self.states[k] / sigma[m] for k, m in ((j, 0), (j + 1, 2))]
+        slope = [h * self.prediction(k, "data") for k in (j, j + 1)]
+        cubic = (1 + 2 * s) * (1 - s) ** 2 * y[0] + s**2 * (3 - 2 * s) * y[1]
+        return sigma[1] * (cubic + s * (1 - s) ** 2 * slope[0] - s**2 * (1 - s) * slope[1])
+
+
+def make_teacher(
+    model: Model,
+    samples: Any,
+    *,
+    condition: Any = None,
+    steps: int | None = None,
+    tol: float = 5e-4,
+    batch: int = 64,
+    memory: int = 2**32,
+    folder: str | Path | None = None,
+    progress: Any = None,
+) -> Teacher:
+    """Integrate the probability flow densely, for `deis.calibrate`; one teacher serves plans of any number of evaluations.
+
+    Parameters
+    ----------
+    model : Denoiser or Pretrained
+        Or, with a condition, a function from the conditions of some samples to one, such as ``network.conditional``.
+    samples : array of shape (N, ...)
+        Noise, as `deis.sample` takes it; its type says what framework the model is written in.
+    condition : array of shape (N, ...), optional
+        What each sample is conditioned on, such as its label.
+    steps : int, optional
+        The number of steps; by default it is doubled from 32, on the first 16 samples, until the end moves by less than `tol` times
+        its own root mean square, or a discrete schedule has no more times.
+    batch : int
+        Samples a call of the model.
+    memory : int
+        Bytes beyond which the trajectories are kept on disk, in `folder` or a temporary one.
+    folder : path, optional
+        Keep the trajectories here (safetensors), and take them from here when they are there already.
+    progress : optional
+        A tqdm bar, or what has its `update(n)`, told of each evaluation of n samples.
+
+    Raises
+    ------
+    ValueError
+        Where the model is not deterministic, the trajectories diverge, or they do not converge within 1024 steps.
+    MemoryError
+        Where a batch does not fit the device.
+    """
+    network = Network(model, samples, condition, batch, progress)
+    few = Network(model, samples[:FEW], None if condition is None else condition[:FEW], batch, progress)
+    x_T = network.numpy()
+    form = choose_form(network.sde, np.array([network.sde.t_start]))
+    start = _check_deterministic(few, x_T[:FEW], form)
+    kept = None if folder is None else _load(network, Path(folder), form, start)
+    if kept is not None:
+        return kept
+    plan, self_error = _converged(few, x_T[:FEW], form, steps, tol)
+    network.evaluations = few.evaluations
+    size = 2 * (len(plan.t)) * x_T.size * (4 if network.x_T.dtype.itemsize <= 4 else 8)
+    if folder is not None or size > memory:
+        keep = tempfile.TemporaryDirectory(prefix="deis-teacher-") if folder is None else None
+        path = Path(keep.name if keep else folder or "")
+        path.mkdir(parents=True, exist_ok=True)
+        _store(network, plan, x_T, path, self_error)
+        m = len(plan.t)
+        return Teacher(network, plan.t, form, Frames(path, "x", m), Frames(path, "p", m - 1), self_error, keep)
+    states, predictions = _integrate(network, plan, x_T)
+    return Teacher(network, plan.t, form, states, predictions, self_error)
+
+
+def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
+    """Return the plan of a teacher: order 4, on times that are dense where rho is small and not coarse where it is great."""
+    return make_plan(sde, adams("eps" if form == "eps" else "data", "vp_t", 3), steps, "vp_t", 2.0)
+
+
+def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float) -> tuple[Plan, float]:
+    """Return the plan whose end moves less than tol from that of half as many steps, and by how much it moves."""
+    most = MOST_STEPS if few.sde.num_times is None else len(_whole_times(few.sde)) - 1
+    number = min(steps or 2 * FIRST_STEPS, most)
+    before = _integrate(few, dense_plan(few.sde, max(number // 2, 1), form), x_T)[0][-1]
+    while True:
+        plan = dense_plan(few.sde, number, form)
+        end = _integrate(few, plan, x_T)[0][-1]
+        self_error = float(np.median(rmse(end, before)))
+        if steps is not None or self_error <= tol * float(np.sqrt(np.square(end).mean())) or (few.sde.num_times and number == most):
+            return plan, self_error
+        if number == most:
+            raise ValueError(
+                f"the teacher does not converge: its end moves by {self_error:.2g} from {number // 2} to {number} steps; "
+                f"give a greater tol than {tol!r}, or check the model's schedule and what it predicts"
+            )
+        number, before = min(2 * number, most), end
+
+
+def _whole_times(sde: Schedule) -> Array:
+    return np.arange(np.ceil(sde.t_end), sde.t_start + 1)
+
+
+def _check_deterministic(network: Network, x_T: Array, form: str) -> Array:
+    t = network.sde.t_start
+    first, second = (network.predict(x_T, t, form) for _ in range(2))
+    if not np.isfinite(first).all():
+        raise ValueError(f"model returned NaN or infinity at t={t!r}, at the noise itself; check the samples and the model")
+    if rmse(first, second).max() > 1e-3 * np.sqrt(np.square(first).mean()):
+        raise ValueError(
+            "model returned different predictions when it was called twice on the same x and t: turn dropout and other randomness "
+            "off, as by model.eval() in torch or nnx.Module.eval() in flax"
+        )
+    return first
+
+
+def _integrate(network: Network, plan: Plan, x_T: Array) -> tuple[list[Array], list[Array]]:
+    dtype = np.float32 if network.x_T.dtype.itemsize <= 4 else np.float64
+    states, predictions = [x_T.astype(dtype)], []
+
+    def observe(i: int, x: Array, p: Array) -> None:
+        states.append(x.astype(dtype))
+        predictions.append(p.astype(dtype))
+
+    _run(network, plan, x_T, observe)
+    return states, predictions
+
+
+def _run(network: Network, plan: Plan, x_T: Array, observe: Any) -> None:
+    """Run a multistep plan and tell each row's state and prediction."""
+    last: list[Array] = []
+
+    def predict(i: int, x: Array) -> Array:
+        if not np.isfinite(x).all():
+            raise ValueError(
+                f"the teacher diverges: its state is not finite at t={plan.t[i].item()!r}; check the model's schedule, what it "
+                "predicts, and whether it was trained at these times (start later with sampling_T=)"
+            )
+        last[:] = [network.predict(x, plan.t[i], plan.form)]
+        return last[0]
+
+    def told(i: int, x: Array) -> None:
+        observe(i, x, last[0])
+
+    x = run_rows(plan, predict, lambda c_x, x, c_p, history: combine(c_x, x, np.array(c_p), history), x_T, told)
+    if not np.isfinite(x).all():
+        raise ValueError("the teacher diverges: its end is not finite; check the model's schedule and what it predicts")
+
+
+def _store(network: Network, plan: Plan, x_T: Array, folder: Path, self_error: float) -> None:
+    """Write a file a time, and at last the one that says that all are there."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise ImportError("a teacher on disk needs safetensors: pip install safetensors") from None
+    dtype = np.float32 if network.x_T.dtype.itemsize <= 4 else np.float64
+    before = [x_T]
+
+    def observe(i: int, x: Array, p: Array) -> None:
+        with replacing(frame(folder, i)) as partial:
+            save_file({"x": before[0].astype(dtype), "p": p.astype(dtype)}, partial)
+        before[:] = [x]
+
+    _run(network, plan, x_T, observe)
+    with replacing(frame(folder, len(plan.rows))) as partial:
+        save_file({"x": before[0].astype(dtype)}, partial)
+    about = {"t": plan.t.tolist(), "self_error": self_error, "x_T": _digest(x_T), "schedule": network.sde.name}
+    with replacing(folder / "teacher.json") as partial:
+        partial.write_text(json.dumps(about | {"evaluations": network.evaluations}))
+
+
+def _load(network: Network, folder: Path, form: str, start: Array) -> Teacher | None:
+    """Return the teacher in a folder, if one was finished there.
+
+    Raises
+    ------
+    ValueError
+        Where it is a teacher of other noise, another schedule or another model.
+    """
+    if not (folder / "teacher.json").exists():
+        return None
+    about = json.loads((folder / "teacher.json").read_text())
+    m = len(about["t"])
+    predictions = Frames(folder, "p", m - 1)
+    same = about["x_T"] == _digest(network.numpy()) and about["schedule"] == network.sde.name
+    if not same or rmse(predictions[0][: len(start)], start).max() > 1e-2 * np.sqrt(np.square(start).mean()):
+        raise ValueError(
+            f"folder={str(folder)!r} holds a teacher of other samples, another schedule or another model; give an empty one"
+        )
+    network.evaluations = about["evaluations"]
+    return Teacher(network, np.array(about["t"]), form, Frames(folder, "x", m), predictions, about["self_error"])
+
+
+def _digest(x_T: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(x_T).tobytes()).hexdigest()
