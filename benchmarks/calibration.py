@@ -67,7 +67,7 @@ def mnist(args: argparse.Namespace) -> Trial:
 
 def anime64(args: argparse.Namespace) -> Trial:
     sde, net = methods.anime64_network(args.checkpoint)
-    x_T = torch.from_numpy(np.random.default_rng(5).standard_normal((24, 3, 64, 64), dtype=np.float32))
+    x_T = torch.from_numpy(np.random.default_rng(5).standard_normal((18, 3, 64, 64), dtype=np.float32))
     return Trial(methods.anime64(args.checkpoint), deis.Denoiser(net, sde), x_T, None, 1 / 3, 145)
 
 

@@ -166,7 +166,7 @@ def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda d: d.update(version=3), "version is 3 .*upgrade"),
+        (lambda d: d.update(version=4), "version is 4 .*upgrade"),
         (lambda d: d.update(version="1"), "version is '1'"),
         (lambda d: d.update(format="other"), "format"),
         (lambda d: d.pop("sha256"), "must hold"),
@@ -194,7 +194,7 @@ def test_edited_files_are_refused_with_the_reason(tmp_path: Path, edit: object, 
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     PLAN.save(path)
-    path.write_text(path.read_text().replace('"version": 2,', '"version": 2, "version": 2,'))
+    path.write_text(path.read_text().replace('"version": 3,', '"version": 3, "version": 3,'))
     with pytest.raises(ValueError, match="stands twice"):
         deis.load_plan(path)
 

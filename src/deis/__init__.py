@@ -1,6 +1,6 @@
 """deis: exponential-integrator samplers for diffusion models, each one a table, on PyTorch, JAX and NumPy."""
 
-from .calibration import Teacher, calibrate, calibration_report, make_teacher
+from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibration_report, make_teacher
 from .grids import make_grid
 from .methods import get_method, make_plan
 from .methods.adams import adams
@@ -25,12 +25,14 @@ __all__ = [
     "Denoiser",
     "FlowMatching",
     "Plan",
+    "PlanFamily",
     "Pretrained",
     "Schedule",
     "SubVPSDE",
     "Teacher",
     "adams",
     "calibrate",
+    "calibrate_family",
     "calibration_report",
     "classifier_free",
     "classifier_guided",

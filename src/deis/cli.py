@@ -1,10 +1,11 @@
-"""The command line: `deis sample` makes pictures, `deis plan` prints a plan."""
+"""The command line: `deis sample` makes pictures, `deis plan` prints a plan, `deis calibrate` fits one to a model."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ try:
 except ImportError as error:
     sys.exit(f"the command line needs {error.name}: pip install 'deis-samplers[cli]'")
 
+from .calibration import calibrate, calibration_report
 from .files import replacing
 from .grids import PHASES
 from .methods import KNOWN, make_plan
 from .model.pretrained import Pretrained, load_model
-from .plan import Plan
+from .plan import Plan, load_plan
 from .run import sample
 from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 
@@ -45,7 +47,7 @@ def plan_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
         click.option("--nfe", type=int, help="The number of network evaluations, in place of --steps."),
         click.option("--steps", type=int, help="The number of steps; 10 without --nfe."),
-        click.option("--method", default="auto", show_default=True, help=f"One of {KNOWN}."),
+        click.option("--method", help=f"One of {KNOWN}; by default auto, or a model's own calibrated plan."),
     ):
         command = option(command)
     return command
@@ -70,18 +72,79 @@ def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
         click.echo(f"wrote {out}")
 
 
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which model, and how it runs."""
+    for option in (
+        click.option("--device", help="Torch only, such as cuda."),
+        click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True),
+        click.option("--seed", default=0, show_default=True, help="Sample i depends on the seed and on i alone."),
+        click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
+        click.option(
+            "--model", type=click.Path(path_type=Path, file_okay=False), help="A model folder; by default the MNIST network inside."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command("calibrate")
+@plan_options
+@model_options
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.json"), show_default=True)
+@click.option("--samples", default=96, show_default=True, help="Noises to fit and validate with.")
+@click.option("--batch", default=64, show_default=True, help="Samples a call of the model.")
+@click.option("--stages", default="grid,least_squares,gauss_newton", show_default=True, help="Which, in order; also: gradient.")
+@click.option("--iterations", default=10, show_default=True, help="Gauss-Newton iterations, at most.")
+@click.option("--window", type=int, help="Predictions that a row may use; by default all before it.")
+@click.option("--teacher-steps", type=int, help="By default doubled until the teacher's end stands still.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished stages here, and go on from there.")
+def calibrate_command(**options: Any) -> None:
+    """Fit a plan to a model, and write it for deis sample --plan."""
+    try:
+        model = load_model(options["model"], options["backend"], options["device"])
+        plan = _plan(model.sde, options)
+        labels = _labels(model, None, options["samples"])
+        noise: Any = draw_noise(model, plan, options["seed"], range(10**6, 10**6 + options["samples"]))  # not those of deis sample
+        if options["backend"] == "torch":
+            import torch
+
+            noise = torch.from_numpy(noise).to(options["device"] or "cpu")
+        else:
+            import jax
+
+            noise = jax.numpy.asarray(noise)
+        plan = calibrate(
+            plan,
+            model if labels is None else partial(model.conditional, guidance=options["guidance"]),
+            noise,
+            condition=labels,
+            teacher=options["teacher_steps"],
+            stages=tuple(options["stages"].split(",")),
+            method=options["method"],
+            window=options["window"],
+            iterations=options["iterations"],
+            batch=options["batch"],
+            folder=options["work"],
+            progress=True,
+        )
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    plan.save(options["out"])
+    click.echo(f"{calibration_report(plan)}\nwrote {options['out']}: try deis sample --plan {options['out']}")
+
+
 @main.command("sample")
 @plan_options
+@model_options
 @click.option(
-    "--model", type=click.Path(path_type=Path, file_okay=False), help="A model folder; by default the MNIST network inside."
+    "--plan",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A plan file, as deis calibrate writes it, in place of a method and grid.",
 )
 @click.option("--num", default=50, show_default=True, help="The number of samples.")
 @click.option("--class", "label", type=int, help="The class of every sample; without it, each class in turn.")
-@click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none.")
-@click.option("--seed", default=0, show_default=True, help="Sample i depends on the seed and on i alone.")
 @click.option("--batch", default=50, show_default=True, help="Samples a batch; it changes no sample.")
-@click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True)
-@click.option("--device", help="Torch only, such as cuda.")
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
@@ -101,7 +164,7 @@ def sample_command(**options: Any) -> None:
         with _precision(options["backend"], options["dtype"]):
             model = load_model(options["model"], options["backend"], options["device"], options["dtype"])
             labels = _labels(model, options["label"], num)
-            plan = _plan(model.sde, options)
+            plan = _plan_of(model, options)
             run = _runner(plan, model, options)
             images: list[Images] = []
             with tqdm(total=-(-num // batch) * plan.num_step, desc=f"{plan.method}, {plan.nfe} evaluations", unit="step") as bar:
@@ -130,9 +193,29 @@ def _precision(backend: str, dtype: str) -> AbstractContextManager[Any]:
     return jax.enable_x64(dtype == "float64")
 
 
+def _plan_of(model: Pretrained, options: dict[str, Any]) -> Plan:
+    """Return the plan to sample with: that of a file, the model's own, or one that is built."""
+    asked = {name: options[name] for name in ("method", "grid", "grid_order", "steps", "nfe") if options[name] is not None}
+    if options["file"] is not None:
+        if asked:
+            raise ValueError(f"--plan {options['file']} and --{next(iter(asked)).replace('_', '-')} contradict; leave one out")
+        plan = load_plan(options["file"])
+        if not plan.matches(model.sde):
+            raise ValueError(
+                f"--plan {options['file']} was made for the schedule {plan.schedule}, and the model's is {model.sde.name}; "
+                "calibrate one for this model with deis calibrate"
+            )
+        return plan
+    if options["guidance"] == 1 and model.num_classes is not None and not asked.keys() - {"nfe"}:
+        return model.plan(**asked)
+    return _plan(model.sde, options)
+
+
 def _plan(sde: Schedule, options: dict[str, Any]) -> Plan:
     try:
-        return make_plan(sde, options["method"], options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"])
+        return make_plan(
+            sde, options["method"] or "auto", options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"]
+        )
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 

@@ -23,6 +23,12 @@ def is_jax(x: object) -> bool:
     return jax is not None and isinstance(x, jax.Array)
 
 
+def is_compiling() -> bool:
+    """Tell whether torch.compile is tracing, which cannot follow NumPy."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
 def array_namespace(x: object) -> Any:
     """Return torch, jax.numpy or numpy: the module whose functions take x."""
     if is_torch(x):

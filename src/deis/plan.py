@@ -203,9 +203,12 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON; the file appears whole or not at all, and reads back bit for bit."""
-        document = {"format": FORMAT, "version": VERSION, "sha256": _digest(self._content), "plan": json.loads(self._content)}
         with replacing(path) as partial:
-            partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
+
+    def document(self) -> dict[str, Any]:
+        """Return what `save` writes, with its checksum."""
+        return {"format": FORMAT, "version": VERSION, "sha256": _digest(self._content), "plan": json.loads(self._content)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -218,9 +221,20 @@ class Plan:
             which.
         """
         try:
-            return _parse(Path(path).read_bytes())
+            return cls.from_document(_parse(Path(path).read_bytes()))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r} is not a usable plan file: {error}") from None
+
+    @classmethod
+    def from_document(cls, document: object) -> Plan:
+        """Return the plan of a `document`, as JSON reads it.
+
+        Raises
+        ------
+        ValueError
+            As `load`.
+        """
+        return _from_document(document)
 
 
 load_plan = Plan.load
@@ -382,11 +396,14 @@ def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is no number that a plan may hold")
 
 
-def _parse(data: bytes) -> Plan:
+def _parse(data: bytes) -> object:
     try:
-        document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"it is truncated or no JSON ({error})") from None
+
+
+def _from_document(document: object) -> Plan:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = document.get("version")

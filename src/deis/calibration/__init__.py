@@ -1,7 +1,17 @@
 """Calibration: fit the table of a plan to a model; see `calibrate`."""
 
+from .family import PlanFamily, calibrate_family
 from .fit import calibrate, calibration_report
 from .grid import model_free_grid, teacher_grid
 from .teacher import Teacher, make_teacher
 
-__all__ = ["Teacher", "calibrate", "calibration_report", "make_teacher", "model_free_grid", "teacher_grid"]
+__all__ = [
+    "PlanFamily",
+    "Teacher",
+    "calibrate",
+    "calibrate_family",
+    "calibration_report",
+    "make_teacher",
+    "model_free_grid",
+    "teacher_grid",
+]

@@ -25,7 +25,7 @@ from .regression import fit_rows
 from .table import Array, Table
 from .teacher import Teacher, make_teacher
 
-_FEW = 16  # samples by which a grid is judged
+_FEW = 32  # samples by which a grid is judged
 _MOST_KNOWN = 128
 STAGES = ("grid", "least_squares", "gauss_newton", "gradient")
 
@@ -41,6 +41,7 @@ def calibrate(
     validation: float = 0.25,
     method: str | Builder | None = None,
     window: int | None = None,
+    times: bool = True,
     iterations: int = 10,
     loss: Loss = "robust",
     steps: int = 300,
@@ -81,6 +82,8 @@ def calibrate(
         The method by which plans are built on other times; by default the one that the plan names. The stage "grid" needs it.
     window : int, optional
         The number of predictions that a row may use; by default all before it.
+    times : bool
+        Let "gauss_newton" and "gradient" move the times.
     iterations : int
         Gauss-Newton iterations, at most.
     loss : {"robust", "huber", "l1", "l2"} or callable
@@ -109,6 +112,7 @@ def calibrate(
         Where a batch does not fit the device.
     """
     _check(stages, iterations, window, plan, loss)
+    Table.of(plan)  # refuses what cannot be fitted
     with progress_bar(f"calibrating {plan.method}", "sample") if progress else nullcontext() as bar:
         began = time.perf_counter()
         if isinstance(teacher, Teacher):
@@ -118,20 +122,20 @@ def calibrate(
             before = 0
             teacher = make_teacher(model, samples, condition=condition, steps=teacher, batch=batch, folder=folder, progress=bar)
         teacher.network.progress = bar
-        fit = _split(plan, teacher, validation)
+        build, fit = _builder(plan, method, teacher), _split(plan, teacher, validation)
         run = _Run(
             plan,
             teacher,
             fit,
             window or len(plan.rows),
-            _builder(plan, method, teacher),
+            build,
             folder,
             loss,
             list(plan.provenance.get("stages", [])),
         )
         run.start(teacher.network.evaluations - before, time.perf_counter() - began)
         for name in stages:
-            run.stage(name, iterations, steps)
+            run.stage(name, times, iterations, steps)
     return run.best
 
 
@@ -181,12 +185,11 @@ class _Run:
             }
         )
 
-    def stage(self, name: str, iterations: int, steps: int) -> None:
+    def stage(self, name: str, times: bool, iterations: int, steps: int) -> None:
         """Do one stage, or take what an earlier run made of it; keep its plan where the error is smaller."""
         network, began, before = self.teacher.network, time.perf_counter(), self.error
-        key = json.dumps(
-            [self.best._content, name, self.fit, self.window, iterations, repr(self.loss), steps, self.teacher.t.tolist()]
-        )
+        start = replace(self.best, provenance={})._content
+        key = json.dumps([start, name, self.fit, self.window, times, iterations, repr(self.loss), steps, self.teacher.t.tolist()])
         path = None if self.folder is None else Path(self.folder) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         spent = network.evaluations
         if path is not None and path.exists():
@@ -194,7 +197,7 @@ class _Run:
             if name == "grid":
                 self.candidates = self.grids()
         else:
-            plan = self.found(name, iterations, steps)
+            plan = self.found(name, times, iterations, steps)
             if path is not None:
                 plan.save(path)
         error = self.measure(plan)
@@ -203,7 +206,7 @@ class _Run:
         self.note(name, before, network.evaluations - spent, time.perf_counter() - began)
         self.best = replace(self.best, provenance=self.provenance())
 
-    def found(self, name: str, iterations: int, steps: int) -> Plan:
+    def found(self, name: str, times: bool, iterations: int, steps: int) -> Plan:
         """Return the plan of a stage, better or not."""
         if name == "grid":
             self.candidates = self.grids()
@@ -214,9 +217,9 @@ class _Run:
             return min((self.regressed(plan) for plan in (start, *moved)), key=self.measure)
         student, table = self.student(self.best), Table.of(self.best)
         if name == "gauss_newton":
-            table = fit_ends(student, table, self.teacher, self.fit, self.window, iterations=iterations)
+            table = fit_ends(student, table, self.teacher, self.fit, self.window, iterations=iterations, times=times)
         else:
-            table = fit_gradient(student, table, self.teacher, self.fit, self.window, loss=self.loss, steps=steps)
+            table = fit_gradient(student, table, self.teacher, self.fit, self.window, loss=self.loss, steps=steps, times=times)
         return self.plan(table, self.best)
 
     def regressed(self, plan: Plan) -> Plan:

@@ -13,7 +13,8 @@ from .teacher import Teacher
 
 _DAMPING, _RAISE, _LOWER, _TRIALS = 1e-3, 5.0, 5.0, 7
 _INNER = 3  # robust reweightings of one linearisation
-_PATIENCE = 2
+_PATIENCE = 3
+_RIDGE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,28 @@ def fit_ends(
     window: int,
     *,
     iterations: int = 10,
+    times: bool = True,
 ) -> Table:
     """Return the table whose ends come nearest to the teacher's: the mean over samples of log(e^2 + c^2) is minimised.
 
-    e is the root mean square error of a sample's end and c = 0.3 times the median of e. Each iteration runs the plan once for
+    e is the root mean square error of a sample's end and c = 0.3 times the median of e; 1e-4 times the squares of the changes of
+    the coefficients, each in the proportion of its prediction to the state, is added. Each iteration runs the plan once for
     every coefficient and inner time, from the row they belong to on (some n^3/4 evaluations for n rows, and no derivative of
     the model), and solves the damped (Levenberg-Marquardt), robustly weighted normal equations. The directions of a row's
-    coefficients are x_i, p_i and the differences p_j - p_{j+1}, each perturbed by 1 percent of the state's size (0.01 percent in
+    coefficients are x_i, p_i and the differences p_j - p_{j+1}, each perturbed by 5e-4 of the size of the state (1e-5 in
     float64), because predictions at successive times are almost parallel. In a discrete plan the times move by whole numbers, and
     the coefficients by what is best for the rounded move.
 
     The table with the least median error on the validation samples (those from `fit` on) is returned; the search ends where it has
-    not improved for two iterations.
+    not improved for three iterations.
     """
     x_T, end = student.network.numpy(), teacher.end
-    h = 1e-2 if student.network.x_T.dtype.itemsize <= 4 else 1e-4
-    best, damping, since = table, _DAMPING, 0
+    h = 5e-4 if student.network.x_T.dtype.itemsize <= 4 else 1e-5
+    start, best, damping, since = table, table, _DAMPING, 0
     least = _validate(student, table, x_T, end, fit)
     for _ in range(iterations):
-        directions, jacobian, y = _linearise(student, table, x_T[:fit], window, h)
-        moved = _step(student, table, x_T[:fit], end[:fit], y, directions, jacobian, damping)
+        directions, jacobian, y, sizes = _linearise(student, table, x_T[:fit], window, h, times)
+        moved = _step(student, table, x_T[:fit], end[:fit], y, directions, jacobian, _Ridge(table, start, sizes), damping)
         if moved is None:
             break
         table, damping = moved
@@ -69,14 +72,17 @@ def _validate(student: Student, table: Table, x_T: Array, end: Array, fit: int) 
     return float(np.median(rmse(student.run(table, x_T[fit:], fit), end[fit:])))
 
 
-def _linearise(student: Student, table: Table, x: Array, window: int, h: float) -> tuple[list[Direction], Array, Array]:
-    """Return the directions, the derivatives of the ends along them, (N, D, P) in float32, and the ends."""
+def _linearise(
+    student: Student, table: Table, x: Array, window: int, h: float, times: bool
+) -> tuple[list[Direction], Array, Array, Array]:
+    """Return the directions, the derivatives of the ends along them, (N, D, P) in float32, the ends, and the sizes of `_Ridge`."""
     directions: list[Direction] = []
     ends: list[Array] = []
     history: tuple[Array, ...] = ()
+    sizes = np.ones((len(table.a), len(table.a) + 1))
     for i in range(len(table.a)):
         p = student.predict(i, x, table.t[i])
-        if i > 0 and student.plan.calls[i]:
+        if times and i > 0 and student.plan.calls[i]:
             step = _time_step(student, table, i, h)
             moved = (student.predict(i, x, table.t[i] + step), *history)
             after = combine(table.a[i], x, table.c[i], moved)
@@ -85,6 +91,7 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float) 
         history = (p, *history)
         after = combine(table.a[i], x, table.c[i], history)
         size = np.sqrt(np.square(after).mean())
+        sizes[i, : i + 2] = [np.sqrt(np.square(v).mean()) / size for v in (x, *history)]
         for theta in _basis(min(window, i + 1)):
             push = combine(theta[0], x, theta[1:], history)
             scale = h * size / max(np.sqrt(np.square(push).mean()), np.finfo(float).tiny)
@@ -92,7 +99,7 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float) 
             ends.append(student.run(table, after + scale * push, 0, i + 1, history))
         x = after
     jacobian = np.stack([(end - x).reshape(len(x), -1).astype(np.float32) for end in ends], axis=-1)
-    return directions, jacobian, x
+    return directions, jacobian, x, sizes
 
 
 def _basis(width: int) -> list[Array]:
@@ -111,44 +118,86 @@ def _time_step(student: Student, table: Table, i: int, h: float) -> float:
     return float(10 * h * room) if room > 0 else float(h * (table.t[i] - table.t[-1]))
 
 
+@dataclass(frozen=True)
+class _Ridge:
+    """The penalty of the coefficients' changes since the start, 1e-4 |sizes * change|^2."""
+
+    table: Table
+    start: Table
+    sizes: Array
+    """Of each regressor (x_i, p_i, ...) in proportion to x_{i+1}, shape (n, n + 1)."""
+
+    def change(self, table: Table) -> Array:
+        return (self.sizes * np.column_stack([table.a - self.start.a, table.c - self.start.c])).ravel()
+
+    def value(self, table: Table) -> float:
+        return float(_RIDGE * np.square(self.change(table)).sum())
+
+    def normal(self, directions: list[Direction]) -> tuple[Array, Array]:
+        """Return its part of the normal equations: a matrix and a right side."""
+        shifts = np.zeros((len(directions), *self.sizes.shape))
+        for k, direction in enumerate(directions):
+            shifts[k, direction.row, : len(direction.theta)] = direction.theta * self.sizes[direction.row, : len(direction.theta)]
+        flat = shifts.reshape(len(directions), -1)
+        return _RIDGE * flat @ flat.T, -_RIDGE * flat @ self.change(self.table)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The errors of the samples as functions of a step delta: e^2 = square - 2 right . delta + delta . gram delta; and the ridge."""
+
+    square: Array
+    right: Array
+    gram: Array
+    c: float
+    ridge: tuple[Array, Array]
+
+    def step(self, damping: float, fixed: Array, values: Array) -> Array:
+        """Return the damped robust least-squares step, in which the parameters `fixed` have given values."""
+        delta = np.zeros(self.right.shape[1])
+        delta[fixed] = values
+        free = np.setdiff1d(np.arange(len(delta)), fixed)
+        for _ in range(_INNER):
+            predicted = self.square - 2 * self.right @ delta + np.einsum("p,npq,q->n", delta, self.gram, delta, optimize=True)
+            weight = robust_weights(np.sqrt(np.maximum(predicted, 0)), self.c) / len(self.square)
+            a, b = np.einsum("n,npq->pq", weight, self.gram, optimize=True) + self.ridge[0], weight @ self.right + self.ridge[1]
+            matrix = a[np.ix_(free, free)] + damping * np.diag(np.diag(a)[free] + 1e-12 * np.trace(a))
+            delta[free] = np.linalg.solve(matrix, b[free] - a[np.ix_(free, fixed)] @ values)
+        return delta
+
+
 def _step(
-    student: Student, table: Table, x_T: Array, end: Array, y: Array, directions: list[Direction], jacobian: Array, damping: float
+    student: Student,
+    table: Table,
+    x_T: Array,
+    end: Array,
+    y: Array,
+    directions: list[Direction],
+    jacobian: Array,
+    ridge: _Ridge,
+    damping: float,
 ) -> tuple[Table, float] | None:
     """Return a table of less loss, and the damping to go on with; None where there is none."""
     residual = (end - y).reshape(len(y), -1)
-    d = residual.shape[1]
-    gram = np.stack([j.T @ j for j in jacobian]).astype(np.float64) / d
-    right = np.einsum("ndp,nd->np", jacobian, residual, optimize=True) / d
     square = np.square(residual).mean(axis=1)
-    c = 0.3 * float(np.median(np.sqrt(square)))
-    loss = float(np.log(square + c**2).mean())
+    gram = np.stack([j.T @ j for j in jacobian]).astype(np.float64) / residual.shape[1]
+    right = np.einsum("ndp,nd->np", jacobian, residual, optimize=True) / residual.shape[1]
+    model = _Model(square, right, gram, 0.3 * float(np.median(np.sqrt(square))), ridge.normal(directions))
+
+    def loss(square: Array, table: Table) -> float:
+        return float(np.log(square + model.c**2).mean()) + ridge.value(table)
+
     for _ in range(_TRIALS):
-        delta = _solve(gram, right, square, c, damping, np.zeros(0, dtype=int), np.zeros(0))
+        delta = model.step(damping, np.zeros(0, dtype=int), np.zeros(0))
         if student.plan.discrete:
             (moving,) = np.nonzero([direction.time for direction in directions])
             whole = np.rint([delta[k] * directions[k].time for k in moving])
-            delta = _solve(gram, right, square, c, damping, moving, whole / [directions[k].time for k in moving])
+            delta = model.step(damping, moving, whole / [directions[k].time for k in moving])
         moved = _moved(student, table, directions, delta)
-        if moved is not None:
-            errors = rmse(student.run(moved, x_T), end)
-            if float(np.log(errors**2 + c**2).mean()) < loss:
-                return moved, max(damping / _LOWER, 1e-9)
+        if moved is not None and loss(np.square(rmse(student.run(moved, x_T), end)), moved) < loss(square, table):
+            return moved, max(damping / _LOWER, 1e-9)
         damping *= _RAISE
     return None
-
-
-def _solve(gram: Array, right: Array, square: Array, c: float, damping: float, fixed: Array, values: Array) -> Array:
-    """Return the damped robust least-squares step, in which some parameters have given values."""
-    delta = np.zeros(right.shape[1])
-    delta[fixed] = values
-    free = np.setdiff1d(np.arange(len(delta)), fixed)
-    for _ in range(_INNER):
-        predicted = square - 2 * right @ delta + np.einsum("p,npq,q->n", delta, gram, delta, optimize=True)
-        weight = robust_weights(np.sqrt(np.maximum(predicted, 0)), c)
-        a, b = np.einsum("n,npq->pq", weight, gram, optimize=True), weight @ right
-        matrix = a[np.ix_(free, free)] + damping * np.diag(np.diag(a)[free] + 1e-12 * np.trace(a))
-        delta[free] = np.linalg.solve(matrix, b[free] - a[np.ix_(free, fixed)] @ values)
-    return delta
 
 
 def _moved(student: Student, table: Table, directions: list[Direction], delta: Array) -> Table | None:

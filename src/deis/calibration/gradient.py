@@ -49,7 +49,9 @@ def measured(student: Student, table: Table, teacher: Teacher, first: int, loss:
     return float(np.median(to_numpy(loss(*ends))))
 
 
-def fit_gradient(student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, loss: Loss, steps: int) -> Table:
+def fit_gradient(
+    student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, loss: Loss, steps: int, times: bool = True
+) -> Table:
     """Return the table after at most `steps` steps of Adam on the loss of the ends, by back-propagation through the whole sampler.
 
     The model is called again in the backward pass (checkpointed row by row), so that memory grows with the evaluations by the
@@ -72,7 +74,7 @@ def fit_gradient(student: Student, table: Table, teacher: Teacher, fit: int, win
     else:
         raise TypeError("stages has 'gradient', and a model in NumPy has no derivatives; leave the stage out")
     errors = rmse(student.run(table, student.network.numpy()[:fit]), teacher.end[:fit])
-    parameters = _Parameters.of(student, table, window)
+    parameters = _Parameters.of(student, table, window, times)
     batch = min(student.network.batch, fit)
     rows = [(first, min(first + batch, fit)) for first in range(0, fit, batch)]
     descent = adam(student, teacher, parameters, loss, max(0.3 * float(np.median(errors)), 1e-12))
@@ -100,7 +102,7 @@ class _Parameters:
     """Shape (n,), or (0,) where the times stay."""
 
     @classmethod
-    def of(cls, student: Student, table: Table, window: int) -> _Parameters:
+    def of(cls, student: Student, table: Table, window: int, times: bool) -> _Parameters:
         n, x, history = len(table.a), student.network.numpy()[: student.network.batch], tuple[Array, ...]()
         basis = np.zeros((n, n + 1, n + 1))
         for i in range(n):
@@ -113,7 +115,7 @@ class _Parameters:
                 if push is not history[j]:
                     basis[i, 1 + j, 2 + j] = -scale
             x = table.a[i] * x + sum(c * p for c, p in zip(table.c[i].tolist(), history, strict=False))
-        falling = (np.diff(table.t) < 0).all() and student.plan.accepts.all() and not student.plan.discrete and n > 1
+        falling = times and (np.diff(table.t) < 0).all() and student.plan.accepts.all() and not student.plan.discrete and n > 1
         return cls(table, basis, np.log(-np.diff(table.t)) if falling else np.zeros(0))
 
     def coefficients(self, theta: Any, xp: Any) -> Any:

@@ -121,7 +121,7 @@ def shortest(cost: Cost, m: int, steps: int) -> Array:
 
 
 def exchange(value: Callable[[Array], float], places: Array, shifts: Sequence[int] = (8, 4, 2, 1)) -> Array:
-    """Return the places after moving single inner ones, by less and less, as long as the value falls by a thousandth."""
+    """Return the places after moving single inner ones, by less and less: up to three times each, as long as the value falls."""
     least = value(places)
     for shift in shifts:
         for _ in range(_SWEEPS):

@@ -12,6 +12,8 @@ from .teacher import Teacher
 
 SHRINKAGE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
 _USUAL = 1e-4
+_WORTH = 0.99  # of the error, for less shrinkage: great weights of opposite signs carry over badly to other samples
+_EXACT = 1e-12  # errors below are rounding
 _REWEIGHTINGS = 4
 
 
@@ -32,7 +34,8 @@ def fit_rows(
 
     where g_k is the mean square of the k-th regressor. The weights w = 1 / (e^2 + c^2) of the samples' errors e, with c = 0.3 times
     their median, make it a robust loss, the mean of log(e^2 + c^2), which no bifurcation of a few trajectories governs. The
-    shrinkage is the one that does best on the validation samples; the prior itself is among them, so that no step is made worse.
+    shrinkage is the one that does best on the validation samples, to within a percent in favour of more; the prior itself is among
+    them, so that no step is made worse.
 
     Parameters
     ----------
@@ -83,7 +86,7 @@ def _row(x: Array, history: tuple[Array, ...], target: Array, prior: Array, fit:
     for shrinkage in (np.inf, *SHRINKAGE):
         delta = np.zeros(len(prior)) if np.isinf(shrinkage) else _solve(gram[:fit], shrinkage)
         found = float(np.median(_errors(gram[fit:], delta)))
-        if found < least:
+        if found < _WORTH * least:
             best, least = delta, found
     return prior + best
 
@@ -109,4 +112,4 @@ def _errors(gram: Array, delta: Array) -> Array:
 def robust_weights(errors: Array, c: float | None = None) -> Array:
     """Return 1 / (e^2 + c^2), by default with c = 0.3 times the median of the errors e."""
     c = 0.3 * float(np.median(errors)) if c is None else c
-    return 1 / (errors**2 + max(c, np.finfo(float).tiny) ** 2)
+    return 1 / (errors**2 + max(c, _EXACT) ** 2)

@@ -22,7 +22,7 @@ from ..sde import Schedule
 from .network import Model, Network, combine, rmse
 from .table import Array
 
-FIRST_STEPS, MOST_STEPS, FEW = 32, 1024, 16
+FIRST_STEPS, MOST_STEPS, FEW = 32, 1024, 8
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def make_teacher(
     condition : array of shape (N, ...), optional
         What each sample is conditioned on, such as its label.
     steps : int, optional
-        The number of steps; by default it is doubled from 32, on the first 16 samples, until the end moves by less than `tol` times
+        The number of steps; by default it is doubled from 32, on the first 8 samples, until the end moves by less than `tol` times
         its own root mean square, or a discrete schedule has no more times.
     batch : int
         Samples a call of the model.
@@ -169,18 +169,18 @@ def make_teacher(
     kept = None if folder is None else _load(network, Path(folder), form, start)
     if kept is not None:
         return kept
-    plan, self_error = _converged(few, x_T[:FEW], form, steps, tol)
+    plan, coarser = _converged(few, x_T[:FEW], form, steps, tol)
     network.evaluations = few.evaluations
     size = 2 * (len(plan.t)) * x_T.size * (4 if network.x_T.dtype.itemsize <= 4 else 8)
     if folder is not None or size > memory:
         keep = tempfile.TemporaryDirectory(prefix="deis-teacher-") if folder is None else None
         path = Path(keep.name if keep else folder or "")
         path.mkdir(parents=True, exist_ok=True)
-        _store(network, plan, x_T, path, self_error)
+        self_error = _store(network, plan, x_T, path, coarser)
         m = len(plan.t)
         return Teacher(network, plan.t, form, Frames(path, "x", m), Frames(path, "p", m - 1), self_error, keep)
     states, predictions = _integrate(network, plan, x_T)
-    return Teacher(network, plan.t, form, states, predictions, self_error)
+    return Teacher(network, plan.t, form, states, predictions, _distance(states[-1], coarser))
 
 
 def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
@@ -188,17 +188,24 @@ def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
     return make_plan(sde, adams("eps" if form == "eps" else "data", "vp_t", 3), steps, "vp_t", 2.0)
 
 
-def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float) -> tuple[Plan, float]:
-    """Return the plan whose end moves less than tol from that of half as many steps, and by how much it moves."""
+def _distance(end: Array, coarser: Array) -> float:
+    """Return the median distance of the first ends from those of half as many steps."""
+    return float(np.median(rmse(end[: len(coarser)], coarser)))
+
+
+def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float) -> tuple[Plan, Array]:
+    """Return the plan whose end moves less than tol from that of half as many steps, and the latter."""
     most = MOST_STEPS if few.sde.num_times is None else len(_whole_times(few.sde)) - 1
     number = min(steps or 2 * FIRST_STEPS, most)
     before = _integrate(few, dense_plan(few.sde, max(number // 2, 1), form), x_T)[0][-1]
     while True:
         plan = dense_plan(few.sde, number, form)
+        if steps is not None:
+            return plan, before
         end = _integrate(few, plan, x_T)[0][-1]
-        self_error = float(np.median(rmse(end, before)))
-        if steps is not None or self_error <= tol * float(np.sqrt(np.square(end).mean())) or (few.sde.num_times and number == most):
-            return plan, self_error
+        self_error = _distance(end, before)
+        if self_error <= tol * float(np.sqrt(np.square(end).mean())) or (few.sde.num_times and number == most):
+            return plan, before
         if number == most:
             raise ValueError(
                 f"the teacher does not converge: its end moves by {self_error:.2g} from {number // 2} to {number} steps; "
@@ -257,8 +264,8 @@ def _run(network: Network, plan: Plan, x_T: Array, observe: Any) -> None:
         raise ValueError("the teacher diverges: its end is not finite; check the model's schedule and what it predicts")
 
 
-def _store(network: Network, plan: Plan, x_T: Array, folder: Path, self_error: float) -> None:
-    """Write a file a time, and at last the one that says that all are there."""
+def _store(network: Network, plan: Plan, x_T: Array, folder: Path, coarser: Array) -> float:
+    """Write a file a time, and at last the one that says that all are there; return the self-error."""
     try:
         from safetensors.numpy import save_file
     except ImportError:
@@ -274,9 +281,11 @@ def _store(network: Network, plan: Plan, x_T: Array, folder: Path, self_error: f
     _run(network, plan, x_T, observe)
     with replacing(frame(folder, len(plan.rows))) as partial:
         save_file({"x": before[0].astype(dtype)}, partial)
+    self_error = _distance(before[0], coarser)
     about = {"t": plan.t.tolist(), "self_error": self_error, "x_T": _digest(x_T), "schedule": network.sde.name}
     with replacing(folder / "teacher.json") as partial:
         partial.write_text(json.dumps(about | {"evaluations": network.evaluations}))
+    return self_error
 
 
 def _load(network: Network, folder: Path, form: str, start: Array) -> Teacher | None:

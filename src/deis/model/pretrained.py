@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..foreign import is_torch
+from ..methods import make_plan
+from ..plan import Plan, load_plan
 from ..sde import VPSDE, Schedule
 from .guidance import EVERYWHERE, classifier_free
 from .predictions import Denoiser
@@ -39,6 +41,8 @@ class Pretrained:
         The labels 0 ... num_classes - 1, and the label that means none; None for an unconditional network.
     time_scale : float
         The network takes time_scale * t.
+    plans : mapping of int to Plan
+        Calibrated plans by their evaluations, for guidance 1; see `plan`.
     """
 
     net: Network
@@ -48,6 +52,11 @@ class Pretrained:
     num_classes: int | None
     null_class: int | None
     time_scale: float
+    plans: Mapping[int, Plan] = field(default_factory=dict)
+
+    def plan(self, nfe: int = 10) -> Plan:
+        """Return the calibrated plan that came with the network, or where there is none for nfe evaluations that of "auto"."""
+        return self.plans[nfe] if nfe in self.plans else make_plan(self.sde, nfe=nfe)
 
     def __call__(self, x: Any, t: Any) -> Any:
         return self._evaluate(x, t, self._null(len(x)))
@@ -112,7 +121,8 @@ def load_model(
     Parameters
     ----------
     folder : path, optional
-        A diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
+        A diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it; the
+        plans in its folder `plans`, where there is one, are its own.
         Without it: the class-conditional MNIST network that ships with the library.
     backend : {"torch", "jax"}
         torch runs diffusers' own module, JAX a Flax NNX module of the same weights.
@@ -151,7 +161,8 @@ def load_model(
     net = _load_torch(folder, device, dtype) if backend == "torch" else _load_jax(folder, config, dtype)
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return Pretrained(net, sde, shape=(config["in_channels"], height, width), **facts)
+    plans = {plan.nfe: plan for plan in map(load_plan, sorted((folder / "plans").glob("*.json")))}
+    return Pretrained(net, sde, shape=(config["in_channels"], height, width), plans=plans, **facts)
 
 
 def _read_schedule(about: dict[str, Any]) -> Schedule:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..foreign import is_jax, is_torch
+from ..foreign import is_compiling, is_jax, is_torch
 from ..model.predictions import Denoiser, conversions, convert
 from ..model.pretrained import Pretrained
 from ..plan import Plan
+from ..sde import Schedule
 from .options import Options
+
+
+@lru_cache(maxsize=256)
+def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
+    """Warn, once, where a plan was made for another schedule than the model's."""
+    if not plan.matches(sde):
+        warnings.warn(
+            f"the plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model is of {sde.name!r}, whose alpha "
+            "and sigma differ at the plan's times; make or calibrate one for this model",
+            stacklevel=3,
+        )
 
 
 def sample(
@@ -61,6 +75,8 @@ def sample(
 
     Raises
     ------
+    UserWarning
+        Once, where the plan was made for another noise schedule than that of a Denoiser.
     TypeError
         Where x_T is no such array, or not of a floating dtype, or rng is not of its kind.
     ValueError
@@ -73,6 +89,8 @@ def sample(
     if isinstance(model, Pretrained):
         model = model.conditional()
     if isinstance(model, Denoiser):
+        if not is_compiling():
+            _warn_of_schedule(plan, model.sde)
         if predicts not in (None, model.predicts):
             raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
         predicts, threshold = model.predicts, model.threshold
