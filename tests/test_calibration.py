@@ -327,6 +327,19 @@ def test_frameworks_calibrate_alike() -> None:
     assert held_out(single, bimodal()) < 0.3 * held_out(plan, bimodal())
 
 
+def test_conditions_reach_the_compiled_calls_of_jax() -> None:
+    shift = np.random.default_rng(3).standard_normal((48, 1))
+
+    def conditional(condition: Array) -> deis.Denoiser:
+        return deis.Denoiser(lambda x, t: jnp.tanh(x - jnp.asarray(condition)), SDE)
+
+    network = Network(conditional, jnp.asarray(noise(48, 8), jnp.float32), shift, 20)
+    x = noise(48, 8, 1)
+    for first, last in ((0, 48), (0, 7), (20, 48), (30, 48)):
+        expected = np.tanh(x[first:last] - shift[first:last])
+        assert np.abs(network.predict(x[first:last], 0.5, "eps", first) - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("loss", ["robust", "l1"])
 def test_the_gradient_stage_improves_a_plan(framework: str, loss: Any) -> None:

@@ -78,6 +78,30 @@ def test_plan_prints_and_saves(tmp_path: Path) -> None:
     assert deis.load_plan(tmp_path / "plan.json") == plan
 
 
+def test_calibrate_writes_a_plan_that_sample_takes(tmp_path: Path) -> None:
+    file, out = tmp_path / "plan.json", tmp_path / "a.png"
+    common = ["--guidance", 1.5]
+    result = run(
+        "calibrate", "--nfe", 3, "--samples", 16, "--teacher-steps", 16, "--iterations", 1, "--stages",
+        "least_squares,gauss_newton",
+        "--batch", 16, "--out", file, "--work", tmp_path / "work", *common,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "gauss_newton" in result.output
+    plan = deis.load_plan(file)
+    before, after = (plan.provenance["stages"][k]["after"] for k in (0, -1))
+    assert after < 0.5 * before
+    result = run("sample", "--plan", file, "--num", 4, "--out", out, "--dtype", "float32", *common)
+    assert result.exit_code == 0, result.output
+    assert "4 samples of 3 evaluations" in result.output
+    assert "contradict" in run("sample", "--plan", file, "--nfe", 3).output
+
+
+def test_a_plan_of_another_schedule_is_refused(tmp_path: Path) -> None:
+    deis.make_plan(deis.EDM(), nfe=3).save(tmp_path / "plan.json")
+    assert "was made for the schedule EDM()" in run("sample", "--plan", tmp_path / "plan.json").output
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -87,6 +111,9 @@ def test_plan_prints_and_saves(tmp_path: Path) -> None:
         (["sample", "--class", 11], "0 ... 9"),
         (["sample", "--num", 0], "at least 1"),
         (["sample", "--model", "nowhere"], "lacks config.json"),
+        (["calibrate", "--model", "nowhere"], "lacks config.json"),
+        (["calibrate", "--stages", "magic"], "unknown 'magic'"),
+        (["calibrate", "--samples", 4, "--nfe", 3], "too few"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(arguments: list[object], match: str) -> None:

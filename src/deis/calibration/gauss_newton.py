@@ -144,7 +144,7 @@ class _Ridge:
 
 @dataclass(frozen=True)
 class _Model:
-    """The errors of the samples as functions of a step delta: e^2 = square - 2 right . delta + delta . gram delta; and the ridge."""
+    """The squared errors of the samples after a step delta, square - 2 right . delta + delta . gram delta; and the ridge."""
 
     square: Array
     right: Array

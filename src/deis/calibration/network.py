@@ -41,7 +41,7 @@ class Network:
     batch: int = 64
     progress: Any = None
     evaluations: int = 0
-    _calls: dict[int, Any] = field(default_factory=dict)
+    _calls: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.batch, bool) or int(self.batch) != self.batch or self.batch < 1:
@@ -101,16 +101,16 @@ class Network:
         x_in = like(x, self.x_T)
         t_in = times(x_in, t, denoiser.sde.num_times)
         if is_jax(self.x_T):
-            m = self._compiled(denoiser, first)(x_in, t_in, Level(t_in[0], *(like(np.array(v), x_in) for v in level[1:])))
+            m = self._compiled(denoiser, (first, len(x)))(x_in, t_in, Level(t_in[0], *(like(np.array(v), x_in) for v in level[1:])))
             return to_numpy(convert(m, x_in, row, denoiser.threshold))
         with no_grad(x_in):
             return to_numpy(convert(denoiser.at(x_in, t_in, level), x_in, row, denoiser.threshold))
 
-    def _compiled(self, denoiser: Denoiser, first: int) -> Any:
+    def _compiled(self, denoiser: Denoiser, batch: tuple[int, int]) -> Any:
         """Compile the model once for all times; and for each batch of conditions, which it closes over."""
         import jax
 
-        key = 0 if self.condition is None else first
+        key = (0, 0) if self.condition is None else batch
         if key not in self._calls:
             self._calls[key] = jax.jit(denoiser.at)
         return self._calls[key]
