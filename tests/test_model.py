@@ -187,3 +187,28 @@ def test_the_training_script_trains_resumes_and_writes_a_folder(tmp_path: Path) 
     assert "epoch 1/2" not in train(2)
     model = deis.load_model(tmp_path / "model")
     assert torch.isfinite(model(torch.tensor(X_T), torch.full((20,), 0.5))).all()
+
+
+def test_calibrated_plans_come_with_the_network() -> None:
+    network = deis.load_model()
+    assert sorted(network.plans) == list(range(3, 11))
+    for nfe, plan in network.plans.items():
+        assert network.plan(nfe) is plan
+        assert (plan.nfe, plan.matches(network.sde)) == (nfe, True)
+        assert plan.provenance["samples"] > 0
+        assert "gauss_newton" in deis.calibration_report(plan)
+    assert network.plan(12) == deis.make_plan(network.sde, nfe=12)
+
+
+def test_a_calibrated_plan_is_nearer_to_the_converged_digits() -> None:
+    network = deis.load_model()
+    x_T = torch.from_numpy(np.random.default_rng(8).standard_normal((12, *network.shape), dtype=np.float32))
+    model = network.conditional(np.arange(12) % 10)
+    reference = deis.sample(deis.make_plan(network.sde, "tab3", 60), model, x_T)
+
+    def error(plan: deis.Plan) -> float:
+        return float((deis.sample(plan, model, x_T) - reference).square().flatten(1).mean(1).sqrt().median())
+
+    assert error(network.plan(5)) < 0.7 * min(
+        error(deis.make_plan(network.sde, method, nfe=5)) for method in ("auto", "tab3", "unipc2")
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..methods import get_method, make_plan
+from ..methods import ANALYTICAL, get_method, make_plan
 from ..methods.adams import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
@@ -237,12 +237,20 @@ class _Run:
         def value(places: Array) -> float:
             if len(known) > _MOST_KNOWN:
                 known.clear()
-            moved = make_plan(teacher.sde, build, ts=teacher.t[places])
+            moved = self.rebuilt(build, teacher.t[places], "")
             _, end = fit_rows(self.student(moved), Table.of(moved), teacher, few, self.window, 0, known)
             return float(np.log(np.maximum(rmse(end, teacher.end[:few]), 1e-12)).mean())
 
-        moved = make_plan(teacher.sde, build, ts=teacher.t[exchange(value, places, (4, 2, 1))])
-        return replace(moved, grid="teacher grid, by regression")
+        return self.rebuilt(build, teacher.t[exchange(value, places, (4, 2, 1))], "teacher grid, by regression")
+
+    def rebuilt(self, build: Builder, ts: Array, grid: str) -> Plan:
+        """Return the plan of the method on other times, with the analytical first step of the one that was given."""
+        plan = replace(make_plan(self.teacher.sde, build, ts=ts), grid=grid)
+        return (
+            replace(plan, calls=self.best.calls, guess=self.best.guess, method=self.best.method)
+            if not self.best.calls.all()
+            else plan
+        )
 
     def plan(self, table: Table, like: Plan) -> Plan:
         grid = like.grid if np.array_equal(table.t, like.t) else "fitted times"
@@ -262,7 +270,7 @@ class _Run:
             f"teacher grid, {cost} cost": teacher_grid(self.teacher, self.build, form, num_step, cost, jumps) for cost in costs
         }
         grids["model-free grid"] = model_free_grid(sde, self.build, num_step)
-        return [replace(make_plan(sde, self.build, ts=ts), grid=name) for name, ts in grids.items()]
+        return [self.rebuilt(self.build, ts, name) for name, ts in grids.items()]
 
     def provenance(self) -> dict[str, Any]:
         """Return what the calibrated plan tells of its making."""
@@ -332,7 +340,7 @@ def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Buil
             "make one with deis.make_plan(model.sde, ...)"
         )
     try:
-        build = method if callable(method) else get_method(plan.method if method is None else method)
+        build = method if callable(method) else get_method(plan.method.removesuffix(ANALYTICAL) if method is None else method)
         again = Table.of(build(sde, plan.ts, ""))
     except ValueError:
         if method is None:

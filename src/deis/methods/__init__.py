@@ -15,7 +15,10 @@ from .adams import Array, Builder
 from .registry import KNOWN, find, get_method
 from .singlestep import SingleStep
 
-__all__ = ["KNOWN", "Builder", "get_method", "make_plan"]
+ANALYTICAL = " + analytical first step"
+"""What the name of a plan with one ends in."""
+
+__all__ = ["ANALYTICAL", "KNOWN", "Builder", "get_method", "make_plan"]
 
 
 def make_plan(
@@ -127,4 +130,4 @@ def _analytical_first_step(plan: Plan, c: float) -> Plan:
     calls, guess = plan.calls.copy(), plan.guess.copy()
     calls[i] = False
     guess[i] = (sigma if plan.form == "eps" else alpha * c**2) / (alpha**2 * c**2 + sigma**2)
-    return replace(plan, calls=calls, guess=guess, method=f"{plan.method} + analytical first step")
+    return replace(plan, calls=calls, guess=guess, method=plan.method + ANALYTICAL)
