@@ -249,6 +249,13 @@ def test_every_kind_of_plan_is_fitted(method: str, form: str) -> None:
     assert (fitted.nfe, fitted.num_step, fitted.method) == (6, plan.num_step, method)
 
 
+def test_an_analytical_first_step_stays_one() -> None:
+    plan = deis.make_plan(SDE, "auto", nfe=4, afs=1.0)
+    fitted = deis.calibrate(plan, bimodal(), noise(96, 8), iterations=3)
+    assert (fitted.nfe, len(fitted.rows), fitted.method) == (4, 5, plan.method)
+    assert held_out(fitted, bimodal()) < 0.35 * held_out(plan, bimodal())
+
+
 def test_no_stage_makes_a_plan_worse() -> None:
     plan = deis.make_plan(SDE, "tab2", nfe=5)
     errors = []
@@ -259,6 +266,19 @@ def test_no_stage_makes_a_plan_worse() -> None:
     assert all(a[1] == pytest.approx(b[0]) for a, b in pairwise(errors))
     assert "could not improve it" in deis.calibration_report(replace(plan, provenance=dict(plan.provenance) | {
         "stages": [{"stage": "grid", "before": 1.0, "after": 1.0, "evaluations": 1.0, "seconds": 0.0}]}))  # fmt: skip
+
+
+def test_what_a_stage_makes_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def worse(student: Student, table: Table, *args: Any, **kwargs: Any) -> Table:
+        return replace(table, a=1.01 * table.a)
+
+    plan = deis.make_plan(SDE, "tab2", nfe=4)
+    monkeypatch.setattr("deis.calibration.fit.fit_ends", worse)
+    fitted = deis.calibrate(plan, bimodal(), noise(48, 8), stages=("least_squares", "gauss_newton"), teacher=64)
+    assert np.array_equal(
+        fitted.keep_p, deis.calibrate(plan, bimodal(), noise(48, 8), stages=("least_squares",), teacher=64).keep_p
+    )
+    assert deis.calibration_report(fitted).splitlines()[-1].endswith("could not improve it")
 
 
 def test_the_derivatives_are_those_of_the_end() -> None:

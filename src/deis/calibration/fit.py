@@ -123,16 +123,8 @@ def calibrate(
             teacher = make_teacher(model, samples, condition=condition, steps=teacher, batch=batch, folder=folder, progress=bar)
         teacher.network.progress = bar
         build, fit = _builder(plan, method, teacher), _split(plan, teacher, validation)
-        run = _Run(
-            plan,
-            teacher,
-            fit,
-            window or len(plan.rows),
-            build,
-            folder,
-            loss,
-            list(plan.provenance.get("stages", [])),
-        )
+        records = list(plan.provenance.get("stages", []))
+        run = _Run(plan, teacher, fit, window or len(plan.rows), build, folder, loss, records)
         run.start(teacher.network.evaluations - before, time.perf_counter() - began)
         for name in stages:
             run.stage(name, times, iterations, steps)
@@ -188,7 +180,7 @@ class _Run:
     def stage(self, name: str, times: bool, iterations: int, steps: int) -> None:
         """Do one stage, or take what an earlier run made of it; keep its plan where the error is smaller."""
         network, began, before = self.teacher.network, time.perf_counter(), self.error
-        start = replace(self.best, provenance={})._content
+        start = replace(self.best, provenance={}).document()["sha256"]
         key = json.dumps([start, name, self.fit, self.window, times, iterations, repr(self.loss), steps, self.teacher.t.tolist()])
         path = None if self.folder is None else Path(self.folder) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         spent = network.evaluations
@@ -246,11 +238,9 @@ class _Run:
     def rebuilt(self, build: Builder, ts: Array, grid: str) -> Plan:
         """Return the plan of the method on other times, with the analytical first step of the one that was given."""
         plan = replace(make_plan(self.teacher.sde, build, ts=ts), grid=grid)
-        return (
-            replace(plan, calls=self.best.calls, guess=self.best.guess, method=self.best.method)
-            if not self.best.calls.all()
-            else plan
-        )
+        if self.best.calls.all():
+            return plan
+        return replace(plan, calls=self.best.calls, guess=self.best.guess, method=self.best.method)
 
     def plan(self, table: Table, like: Plan) -> Plan:
         grid = like.grid if np.array_equal(table.t, like.t) else "fitted times"
