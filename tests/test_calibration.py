@@ -121,6 +121,16 @@ def test_other_schedules_have_teachers(sde: deis.Schedule) -> None:
         assert plan.discrete
 
 
+def test_gauss_newton_moves_whole_times_by_whole_numbers() -> None:
+    sde = deis.VPSDE.discrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    plan = deis.make_plan(sde, "tab2", nfe=4)
+    fitted = deis.calibrate(plan, deis.Denoiser(two_modes(sde)[0], sde), noise(96, 8), stages=("gauss_newton",), iterations=4)
+    assert fitted.discrete
+    assert (fitted.t == np.rint(fitted.t)).all()
+    assert not np.array_equal(fitted.t, plan.t)
+    assert fitted.provenance["stages"][-1]["after"] < 0.5 * fitted.provenance["stages"][-1]["before"]
+
+
 def test_a_teacher_on_disk_is_the_same(tmp_path: Path) -> None:
     x_T = noise(20)
     memory = deis.make_teacher(bimodal(), x_T, steps=64)
@@ -405,9 +415,9 @@ def test_a_family_is_fitted_and_interpolates(tmp_path: Path) -> None:
     plan = deis.make_plan(SDE, "tab2", nfe=4)
     family = deis.calibrate_family(plan, guided_model, (1.0, 1.5, 2.0), noise(96, 8), iterations=3, teacher=128)
     assert family.at(1.5) == family.plans[1]
-    between = family.at(1.25)
-    assert np.allclose(between.keep_x, (family.plans[0].keep_x + family.plans[1].keep_x) / 2)
-    assert held_out(between, guided_model(1.25)) < 0.2 * held_out(plan, guided_model(1.25))
+    between = family.at(1.125)
+    assert np.allclose(between.keep_x, 0.75 * family.plans[0].keep_x + 0.25 * family.plans[1].keep_x)
+    assert held_out(between, guided_model(1.125)) < 0.2 * held_out(plan, guided_model(1.125))
     family.save(tmp_path / "family.json")
     assert deis.PlanFamily.load(tmp_path / "family.json") == family
     with pytest.raises(ValueError, match="outside what was fitted"):
