@@ -1,9 +1,9 @@
-"""Digits from the same noise by untuned and calibrated plans: the pictures docs/five.png and docs/calibration.png.
+"""Digits from the same noise by untuned and calibrated plans: the pictures docs/calibrated.png and docs/calibration.png.
 
 python -m benchmarks.pictures
 
-The untuned method is the best of all methods and grids at each NFE, by benchmarks/results/calibration_mnist.csv where it was
-measured and `auto` elsewhere; the calibrated plans are those that ship with the network; the last strip is converged (200 steps).
+The untuned method is the best of all methods and grids at each NFE, by benchmarks/results/calibration_mnist.csv; the calibrated
+plans are those that ship with the network; the last strip is converged (200 steps).
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ def strips(nfes: list[int]) -> list[tuple[str, NDArray[np.float32]]]:
     best = {int(row["nfe"]): row["detail"] for row in rows if row["stage"] == "untuned"}
     found = []
     for nfe in nfes:
-        plans = dict(calibration.untuned(methods.mnist(1), "mnist", nfe)) if nfe in (5, 6, 8, 10) else {}
-        name = best.get(nfe, "auto alone")
-        found.append((f"{nfe} calls, untuned: {name}", plans.get(name, deis.make_plan(network.sde, nfe=nfe))))
+        plans = dict(calibration.untuned(methods.mnist(1), "mnist", nfe))
+        found.append((f"{nfe} calls, untuned: {best[nfe]}", plans[best[nfe]]))
         found.append((f"{nfe} calls, calibrated", network.plan(nfe)))
     found.append(("converged, 200 calls", deis.make_plan(network.sde, "tab3", 200, "t", 1.0)))
     return [(title, deis.sample(plan, model, x_T).numpy()) for title, plan in found]
@@ -51,7 +50,7 @@ def draw(nfes: list[int], path: Path) -> None:
 
 
 def main() -> None:
-    draw([5], DOCS / "five.png")
+    draw([4, 5], DOCS / "calibrated.png")
     draw([4, 5, 6, 8, 10], DOCS / "calibration.png")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import deis
 from benchmarks.methods import digits
 from deis.calibration.gauss_newton import _linearise
-from deis.calibration.gradient import sample_losses
+from deis.calibration.gradient import _end, _levels, _Parameters, sample_losses
 from deis.calibration.grid import end_weights, exchange, model_free_grid, shortest, teacher_grid
 from deis.calibration.network import Network, Student, rmse
 from deis.calibration.table import Table
@@ -380,6 +380,33 @@ def test_the_gradient_stage_improves_a_plan(framework: str, loss: Any) -> None:
     assert not np.array_equal(fitted.t, plan.t)
 
 
+def test_the_gradient_is_that_of_the_end_in_coefficients_and_times() -> None:
+    """Against central differences; the schedule's derivative, which is NumPy's, is part of it."""
+    plan, x_T = deis.make_plan(SDE, "unipc2", nfe=4), noise(6)
+    student = Student(Network(torch_model(), torch.from_numpy(x_T)), plan)
+    parameters = _Parameters.of(student, Table.of(plan), 4, True)
+    theta, z = torch.zeros(4, 5, dtype=torch.float64, requires_grad=True), torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    t = parameters.times(z, torch)
+    levels = torch.from_numpy(_levels(student, t.detach().numpy()))
+    numbers = parameters.coefficients(theta, torch)
+    _end(student, numbers, t, levels, t.detach(), torch.from_numpy(x_T), torch_model(), lambda f: f).sum().backward()
+
+    def difference(place: tuple[str, tuple[int, ...]]) -> float:
+        ends = []
+        for by in (1e-5, -1e-5):
+            values = {"theta": np.zeros((4, 5)), "z": np.zeros(4)}
+            values[place[0]][place[1]] = by
+            ends.append(student.run(parameters.table(values["theta"], values["z"]), x_T).sum())
+        return float(ends[0] - ends[1]) / 2e-5
+
+    assert theta.grad is not None
+    assert z.grad is not None
+    for k in range(4):
+        assert float(z.grad[k]) == pytest.approx(difference(("z", (k,))), rel=1e-3, abs=1e-4)
+    for i, j in ((0, 0), (1, 2), (2, 1), (3, 0), (3, 4)):
+        assert float(theta.grad[i, j]) == pytest.approx(difference(("theta", (i, j))), rel=1e-4, abs=1e-5)
+
+
 def test_a_loss_of_the_users_own_is_what_is_judged() -> None:
     def loss(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (x.mean(1) - target.mean(1)).abs()
@@ -516,6 +543,7 @@ PLAN = deis.make_plan(SDE, nfe=3)
         ({"loss": "lpips"}, "loss='lpips' is unknown"),
         ({"batch": 0}, "batch=0 must be"),
         ({"samples": noise(5)}, "are too few for a table of 12 numbers"),
+        ({"samples": noise(14)}, "14 samples of 6 numbers, 4 of them for validation, are too few"),
         ({"samples": [1.0]}, "samples must be noise of shape"),
         ({"samples": None}, "samples must be noise of shape"),
         ({"model": lambda x, t: x}, "must be a deis.Denoiser"),
