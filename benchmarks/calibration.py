@@ -155,6 +155,20 @@ from `auto` on its own grid. The last column is what was asked for before any of
 ![Digits from the same noise at 4, 5, 6, 8 and 10 calls: untuned, calibrated, converged](calibration.png)
 (`python -m benchmarks.pictures`)
 
+Fréchet distance of 1,000 samples of the network inside to the MNIST test images, in the features of benchmarks/quality.py (1,000
+training images: 6.04), and the share that its classifier takes for the class asked for, by
+`python -m benchmarks.quality --data mnist.npz --num 1000 --nfe 4 5 6 8 10 --methods auto calibrated`:
+
+| NFE | 4 | 5 | 6 | 8 | 10 |
+|---|---|---|---|---|---|
+| `auto` | 97.77, 0.732 | 24.68, 0.816 | 12.12, 0.870 | 6.55, 0.930 | 4.93, 0.940 |
+| calibrated | 5.96, 0.943 | 5.46, 0.941 | 5.00, 0.944 | 5.05, 0.939 | 4.92, 0.937 |
+
+What was not reached: on `mnist` 0.45 at 5 and at 10 NFE with all stages, and 0.6 at 10 with least squares (0.603). At 5, starts from
+three methods and an analytical first step all end between 0.50 and 0.53; more iterations lower the error of the fitted samples and
+raise that of the others, so that more samples, or a smoother network, come before more freedom. The stage *gradient* has not been
+measured on a network, and of `anime64` only what the table has: a teacher takes half an hour on two busy cores.
+
 ## How it works
 
 A deterministic plan is x_{i+1} = a_i x_i + sum_j c_ij p_{i-j}, whatever its method. A *teacher* is a dense, converged set of

@@ -30,8 +30,8 @@ jax_model = deis.load_model(backend="jax")
 
 
 def test_it_is_small_and_in_half_precision() -> None:
-    assert sum(file.stat().st_size for file in MNIST.iterdir()) < 4 * 2**20
-    assert {file.name for file in MNIST.iterdir()} == {"config.json", "deis.json", "diffusion_pytorch_model.safetensors"}
+    assert sum(file.stat().st_size for file in MNIST.rglob("*")) < 4 * 2**20
+    assert {file.name for file in MNIST.iterdir()} == {"config.json", "deis.json", "diffusion_pytorch_model.safetensors", "plans"}
     assert torch_model.shape == (1, 28, 28)
     assert torch_model.sde.name == "VPSDE.linear(0.01, 20.0)"
 
