@@ -164,10 +164,10 @@ training images: 6.04), and the share that its classifier takes for the class as
 | `auto` | 97.77, 0.732 | 24.68, 0.816 | 12.12, 0.870 | 6.55, 0.930 | 4.93, 0.940 |
 | calibrated | 5.96, 0.943 | 5.46, 0.941 | 5.00, 0.944 | 5.05, 0.939 | 4.92, 0.937 |
 
-What was not reached: on `mnist` 0.45 at 5 and at 10 NFE with all stages, and 0.6 at 10 with least squares (0.603). At 5, starts from
-three methods and an analytical first step all end between 0.50 and 0.53; more iterations lower the error of the fitted samples and
-raise that of the others, so that more samples, or a smoother network, come before more freedom. The stage *gradient* has not been
-measured on a network, and of `anime64` only what the table has: a teacher takes half an hour on two busy cores.
+What was not reached: on `mnist` 0.45 at 5 and at 10 NFE with all stages, and 0.6 at 10 with least squares (0.603). At 5, starts
+from three methods and an analytical first step all end between 0.50 and 0.53; more iterations lower the error of the fitted
+samples and raise that of the others, so that more samples, or a smoother network, come before more freedom. The stage *gradient*
+has not been measured on a network, and of `anime64` only what the table has: a teacher takes half an hour on two busy cores.
 
 ## How it works
 
