@@ -184,8 +184,12 @@ def make_teacher(
 
 
 def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
-    """Return the plan of a teacher: order 4, on times that are dense where rho is small and not coarse where it is great."""
-    return make_plan(sde, adams("eps" if form == "eps" else "data", "vp_t", 3), steps, "vp_t", 2.0)
+    """Return the plan of a teacher: order 4, on times that are dense where rho is small and not coarse where it is great.
+
+    A discrete schedule has no times to be dense in, and is halved, quartered, ... evenly, so that the most steps are all its times.
+    """
+    phase, power = ("vp_t", 2.0) if sde.num_times is None else ("t", 1.0)
+    return make_plan(sde, adams("eps" if form == "eps" else "data", "vp_t", 3), steps, phase, power)
 
 
 def _distance(end: Array, coarser: Array) -> float:
