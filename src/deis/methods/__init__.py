@@ -18,7 +18,7 @@ from .singlestep import SingleStep
 ANALYTICAL = " + analytical first step"
 """What the name of a plan with one ends in."""
 
-__all__ = ["ANALYTICAL", "KNOWN", "Builder", "get_method", "make_plan"]
+__all__ = ["ANALYTICAL", "KNOWN", "Builder", "evaluations_of_steps", "get_method", "make_plan"]
 
 
 def make_plan(
@@ -73,7 +73,8 @@ def make_plan(
         raise ValueError(f"afs={afs!r} must be positive: it is the standard deviation of the data")
     build, default_grid = _resolve(method, options)
     given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas)
-    counts = None if nfe is None else _stages(build, nfe, afs is not None, sde.t_end if given is None else given[-1], sde)
+    end = sde.t_end if given is None else given[-1]
+    counts = None if nfe is None else evaluations_of_steps(build, nfe, bool(sde.sigma(end) == 0), saves=afs is not None)
     steps = _agree(num_step, counts, None if given is None else given[1:])
     if given is not None:
         times, grid = given, "custom grid"
@@ -101,12 +102,15 @@ def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, t
     return method, ("t", DEFAULT_ORDER["t"])
 
 
-def _stages(build: Builder, nfe: int, saves: bool, end: float, sde: Schedule) -> list[int]:
-    """Return the evaluations of each step for a budget, of which the first step may save one."""
+def evaluations_of_steps(build: Builder, nfe: int, clean: bool, *, saves: bool = False) -> list[int]:
+    """Return the evaluations of each step for a budget, on a grid that ends at sigma = 0 (clean) or not.
+
+    The first step may save one.
+    """
     if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
         raise ValueError(f"nfe={nfe!r} must be a whole number of at least 1")
     rows = int(nfe) + saves
-    return build.split(rows, bool(sde.sigma(end) == 0)) if isinstance(build, SingleStep) else [1] * rows
+    return build.split(rows, clean) if isinstance(build, SingleStep) else [1] * rows
 
 
 def _agree(num_step: int | None, counts: list[int] | None, ends: Array | None) -> int:
