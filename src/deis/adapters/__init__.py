@@ -1,0 +1,1 @@
+"""Plans in other people's loops: diffusers, k-diffusion, ComfyUI."""

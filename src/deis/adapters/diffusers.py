@@ -1,0 +1,521 @@
+"""Plans as a scheduler of diffusers: ``pipe.scheduler = PlanScheduler.from_config(pipe.scheduler.config, method="tab3")``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..foreign import to_numpy
+from ..methods import evaluations_of_steps, get_method, make_plan
+from ..methods.adams import Builder
+from ..model.threshold import dynamic_threshold, static_threshold
+from ..plan import Plan
+from ..run.stepwise import Stepwise
+from ..sde import VPSDE, Schedule
+from .diffusers_config import (
+    DPM,
+    FAMILIES,
+    FLOW,
+    SHORT,
+    UNSUPPORTED,
+    grid_of,
+    is_flow,
+    known_keys,
+    parameters,
+    schedule_of,
+    source,
+    time_of_sigmas,
+)
+
+Array = NDArray[np.float64]
+_PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    r"""A plan as a scheduler of diffusers: a row a `step`.
+
+    The state is x = alpha x_0 + sigma eps, as in diffusers' DDIM, DPM-Solver and UniPC (`init_noise_sigma` is 1), or that of flow
+    matching. `set_timesteps(n)` makes a plan of n *network evaluations*, and `timesteps` has one entry for each, the stages of
+    singlestep methods and of Heun's included. States are carried in float32 or better from step to step.
+
+    Parameters
+    ----------
+    method : str
+        Any name that `deis.get_method` knows.
+    method_options : dict, optional
+        Its options, such as ``{"corrector": 2}``.
+    ts_phase, ts_order
+        A grid of `deis.make_grid` in place of diffusers' spacing, such as ``ts_phase="vp_t"``.
+    plan : dict, optional
+        The document of a plan to run, see `from_plan`.
+    times : str
+        The scheduler of diffusers whose `set_timesteps` spaces the times; `from_config` chooses it.
+    prediction_type : {"epsilon", "sample", "v_prediction", "flow_prediction"}
+    thresholding, dynamic_thresholding_ratio, sample_max_value, clip_sample, clip_sample_range
+        As in diffusers; the prediction of x_0 is thresholded, and that of eps follows it.
+    variance_type : {"learned", "learned_range"}, optional
+        The network returns a variance behind the prediction, in channels of their own, which is left out.
+    others
+        As in the class that `times` names, and with its defaults where they are None.
+
+    Raises
+    ------
+    ValueError
+        For a method, plan, prediction type or setting that there is no plan for; it says what to give instead.
+    """
+
+    _compatibles: ClassVar[list[str]] = list(FAMILIES)
+    order = 1
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        beta_schedule: str | None = None,
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        method: str = "auto",
+        method_options: dict[str, Any] | None = None,
+        ts_phase: str | None = None,
+        ts_order: float | None = None,
+        plan: dict[str, Any] | None = None,
+        times: str = DPM,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        variance_type: str | None = None,
+        timestep_spacing: str | None = None,
+        steps_offset: int | None = None,
+        set_alpha_to_one: bool | None = None,
+        final_sigmas_type: str | None = None,
+        rescale_betas_zero_snr: bool | None = None,
+        use_karras_sigmas: bool | None = None,
+        use_exponential_sigmas: bool | None = None,
+        use_beta_sigmas: bool | None = None,
+        use_lu_lambdas: bool | None = None,
+        use_flow_sigmas: bool | None = None,
+        flow_shift: float | None = None,
+        shift: float | None = None,
+        use_dynamic_shifting: bool | None = None,
+    ) -> None:
+        if prediction_type not in _PREDICTS:
+            raise ValueError(
+                f"prediction_type={prediction_type!r} is unknown; the known ones are {', '.join(map(repr, _PREDICTS))}"
+            )
+        if times not in {family.times for family in FAMILIES.values()}:
+            raise ValueError(f"times={times!r} names no scheduler whose times are known; {DPM!r} is the usual one")
+        if plan is not None and is_flow(self.config):
+            self.register_to_config(use_flow_sigmas=True)  # tells pipelines to pass no sigmas of their own
+        kind = source(self.config)
+        if not is_flow(self.config):
+            self.betas, self.alphas, self.alphas_cumprod = kind.betas, kind.alphas, kind.alphas_cumprod
+        self.sde: Schedule = schedule_of(self.config, kind)
+        self._given = None if plan is None else Plan.from_document(plan)
+        self._shift = 0.0 if is_flow(self.config) else 1.0 if self._given is None else self._shift_of(self._given)
+        self._predicts = "flow" if times == FLOW else _PREDICTS[prediction_type]
+        self._threshold = _threshold(self.config)
+        self._builder(0)  # refuses what is unknown
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.as_tensor(kind.timesteps)
+        self.sigmas = torch.zeros(0)
+        self._plan: Plan | None = None
+        self._rewind()
+        self._begin_index: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Return the scheduler of a configuration of this class or another of diffusers; the latter gives that family's plan.
+
+        Parameters
+        ----------
+        config : mapping
+            Such as ``pipe.scheduler.config``.
+        kwargs
+            Parameters that replace those of the configuration, such as ``method="tab3"``.
+
+        Raises
+        ------
+        ValueError
+            For an unknown key, or a setting that there is no plan for.
+        """
+        config, kwargs = _translated(dict(config or {}), kwargs)
+        defaults = config.pop("_defaults_of_origin", [])
+        made, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
+        if defaults:
+            own = made.config.get("_use_default_values", [])
+            made.register_to_config(_use_default_values=sorted({*own, *defaults}))
+        return (made, unused) if return_unused_kwargs else made
+
+    @classmethod
+    def from_plan(cls, plan: Plan, config: Any = None, **kwargs: Any) -> Any:
+        """Return the scheduler that runs a plan, such as a calibrated one.
+
+        Parameters
+        ----------
+        plan : Plan
+            Made for ``VPSDE.discrete(scheduler.alphas_cumprod)``, for ``scheduler.sde``, or for `FlowMatching`.
+        config : mapping, optional
+            The pipeline's, such as ``pipe.scheduler.config``: it says what the network predicts, and of which schedule it is.
+
+        Raises
+        ------
+        ValueError
+            Where the plan is of another schedule than the configuration.
+        """
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a deis.Plan, and is {plan!r}; deis.load_plan reads a file")
+        return cls.from_config(config or {}, plan=plan.document(), method="auto", **kwargs)
+
+    def clone(self) -> PlanScheduler:
+        """Return a scheduler of the same plan that runs for itself, as another thread's; what does not change is shared."""
+        other = copy.copy(self)
+        other._rewind()
+        return other
+
+    # --- the times --------------------------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that `set_timesteps` made.
+
+        Raises
+        ------
+        ValueError
+            Before that.
+        """
+        if self._plan is None:
+            raise ValueError("the scheduler has no plan yet; call set_timesteps first")
+        return self._plan
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Make the plan, and start at its beginning.
+
+        Parameters
+        ----------
+        num_inference_steps : int, optional
+            The number of network evaluations.
+        device : optional
+            Where `timesteps` is wanted.
+        timesteps, sigmas : sequence, optional
+            Instead: where steps start, in training times or noise levels (sigma / alpha, or of flow matching before its shift), and
+            for sigmas also, where the last is 0 or the schedule is not one of flow matching, where the last step ends.
+        mu : float, optional
+            The dynamic shift of a flow-matching pipeline.
+
+        Raises
+        ------
+        ValueError
+            Where the arguments contradict each other, the plan, or the number of training times.
+        """
+        if num_inference_steps is not None and (isinstance(num_inference_steps, bool) or num_inference_steps < 1):
+            raise ValueError(f"num_inference_steps={num_inference_steps!r} must be a whole number of at least 1")
+        given = [name for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None]
+        if len(given) > 1 or (num_inference_steps is None and not given and self._given is None):
+            raise ValueError("give num_inference_steps, timesteps or sigmas: one of them")
+        plan = self._make(num_inference_steps, timesteps, sigmas, mu)
+        starts = len(timesteps if timesteps is not None else sigmas) if given else plan.nfe
+        if num_inference_steps not in (None, plan.nfe, starts):
+            raise ValueError(
+                f"num_inference_steps={num_inference_steps!r} contradicts "
+                + (f"the {starts} {given[0]}" if given else f"the plan {plan.method!r}, which makes {plan.nfe} evaluations")
+                + "; leave one of them out"
+            )
+        self._use(plan, device)
+
+    def _make(self, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> Plan:
+        if self._given is not None:
+            if timesteps is not None or sigmas is not None:
+                raise ValueError("the plan was given and has times of its own; leave timesteps and sigmas out")
+            return self._given
+        if timesteps is not None:
+            return self._built(self._own_times("timesteps", timesteps))
+        if sigmas is not None and not is_flow(self.config):
+            return self._built(time_of_sigmas(self.sde, _falling("sigmas", sigmas)))
+        if sigmas is not None:
+            sigmas = _falling("sigmas", sigmas)
+            return self._built(grid_of(self.config, self.sde, len(sigmas), mu, sigmas[:-1] if sigmas[-1] == 0 else sigmas))
+        steps = int(steps or 0)
+        if self.config.ts_phase is not None:
+            return make_plan(self.sde, self._builder(steps), None, self.config.ts_phase, self.config.ts_order, nfe=steps)
+        clean = self.config.final_sigmas_type != "sigma_min"
+        counts = evaluations_of_steps(self._builder(steps), steps, clean)
+        return self._built(grid_of(self.config, self.sde, len(counts), mu), steps)
+
+    def _built(self, ts: Array, nfe: int | None = None) -> Plan:
+        return make_plan(self.sde, self._builder(len(ts) - 1), ts=ts, nfe=nfe)
+
+    def _builder(self, steps: int) -> Builder:
+        options = dict(self.config.method_options or {})
+        if self.config.method.startswith(("dpm", "tab")) and steps >= SHORT:
+            options.pop("lower_order_final", None)  # diffusers' rule
+        return get_method(self.config.method, **options)
+
+    def _own_times(self, argument: str, timesteps: Any) -> Array:
+        """Return the times of the user's timesteps, and the end."""
+        values = _falling(argument, timesteps)
+        most = self.config.num_train_timesteps
+        if is_flow(self.config):
+            return np.append(values / most, 0.0) if values[-1] > 0 else values / most
+        if values[0] > most - 1 or values[-1] < 0:
+            raise ValueError(f"{argument} must lie in 0 ... {most - 1}, and is {values.tolist()}")
+        return np.append(values + 1, 1.0 if self.config.final_sigmas_type == "sigma_min" and values[-1] > 0 else 0.0)
+
+    def _use(self, plan: Plan, device: Any) -> None:
+        """Take a plan, and lay out what the loop wants to see of it."""
+        Stepwise(plan, self._predicts, self._threshold)  # refuses what cannot run, before the network is called
+        self._plan, calls = plan, np.flatnonzero(plan.calls)
+        times = self._timestep_of(plan.t[calls])
+        whole = bool((times == np.rint(times)).all()) and not is_flow(self.config)
+        self._values = times.tolist()
+        self.timesteps = torch.from_numpy(times).to(device=device, dtype=torch.int64 if whole else torch.float32)
+        levels = plan.sigma if is_flow(self.config) else plan.sigma / np.maximum(plan.alpha, np.finfo(float).tiny)
+        self.sigmas = torch.from_numpy(levels[[*calls, -1]]).float()
+        self.num_inference_steps, self._begin_index = plan.nfe, None
+        self._rewind()
+
+    def _timestep_of(self, t: Array) -> Array:
+        """Return the training times of a plan's times."""
+        return t * self.config.num_train_timesteps if is_flow(self.config) else t - self._shift
+
+    def _shift_of(self, plan: Plan) -> float:
+        """Return how far the times of a plan that was given lie behind the training's: 1, or 0 without a noise-free end."""
+        if plan.matches(self.sde):
+            return 1.0
+        if not is_flow(self.config) and plan.matches(VPSDE.discrete(self.alphas_cumprod)):
+            return 0.0
+        raise ValueError(
+            f"the plan {plan.method!r} was made for the schedule {plan.schedule!r}, whose noise levels are not those of the "
+            f"pipeline's at its times; make one for deis.VPSDE.discrete(scheduler.alphas_cumprod), or for scheduler.sde"
+        )
+
+    # --- the loop ---------------------------------------------------------------------------------------------------------
+
+    def _rewind(self) -> None:
+        """Forget the run so far."""
+        self._step_index: int | None = None
+        self._run: Stepwise | None = None
+
+    @property
+    def step_index(self) -> int | None:
+        """The number of the next step; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The number of the step with which the run begins, as `set_begin_index` told; None where it did not."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Tell with which entry of `timesteps` the run begins, as image-to-image pipelines do."""
+        self._begin_index = begin_index
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """Return the number of an entry of `timesteps`; one of the tensor's own entries is found without waiting for its device.
+
+        Raises
+        ------
+        ValueError
+            Where it is none.
+        """
+        own = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
+            return (timestep.storage_offset() - own.storage_offset()) // (own.stride(0) or 1)
+        value = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        values = np.array(self._values if own is self.timesteps else own.tolist())
+        near: list[int] = np.flatnonzero(np.abs(values - value) <= 1e-6 * max(abs(value), 1.0)).tolist()
+        if not near:
+            raise ValueError(f"timestep={value!r} is none of the scheduler's, which are {values.tolist()}")
+        return self._step_index if self._step_index is not None and self._step_index in near else near[0]
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """Return the sample: the network sees the state itself."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Do the row of the plan whose evaluation this is.
+
+        Parameters
+        ----------
+        model_output : Tensor
+            What the network returned at (sample, timestep).
+        timestep : Tensor or number
+            The entry of `timesteps`.
+        sample : Tensor
+            The state; it may have been changed since the last step, as inpainting does.
+        generator : torch.Generator or list of them, optional
+            For stochastic plans.
+        return_dict : bool
+            Return an object with `prev_sample`, or a tuple of it.
+
+        Raises
+        ------
+        ValueError
+            Before `set_timesteps`, out of order, after the end, or where the network's output has not the sample's shape.
+        """
+        i = self._expected(timestep)
+        assert self._run is not None
+        m = self._prediction_of(model_output, sample)
+        x = self._run.step(m, sample, _noise(generator) if self._run.plan.stochastic else None)
+        self._step_index = i + 1
+        return SchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _expected(self, timestep: Any) -> int:
+        """Return the number of the step, which must be the next."""
+        plan, i = self.plan, self.index_for_timestep(timestep)
+        if self._step_index is None:
+            self._begin(i if self._begin_index is None else self._begin_index)
+        if self._step_index == plan.nfe:
+            raise ValueError(f"step was called after the last of {plan.nfe} steps; call set_timesteps to start again")
+        if i != self._step_index:
+            raise ValueError(
+                f"step was called at timestep={self._values[i]!r}, number {i}, and number {self._step_index} is next; each has "
+                "one step, in order (set_timesteps starts again, clone() gives another thread a scheduler of its own)"
+            )
+        return i
+
+    def _begin(self, first: int) -> None:
+        """Begin; with a later step: the same method on the times that are left, because no predictions from before are there."""
+        plan = self.plan
+        if not 0 <= first < plan.nfe:
+            raise ValueError(f"begin_index={first!r} must lie in 0 ... {plan.nfe - 1}")
+        if first > 0 and self._given is not None:
+            raise ValueError(
+                f"the plan {plan.method!r} was given as a whole and cannot begin with step {first}, as strength < 1 asks; "
+                "use from_config(..., method=...), or a plan that starts there"
+            )
+        row = int(np.flatnonzero(plan.calls)[first])
+        place = int(plan.accepts[:row].sum())
+        if plan.t[row] != plan.ts[place]:
+            raise ValueError(f"begin_index={first!r} lies within a step of {plan.method!r}; begin with one of its full steps")
+        if first > 0:
+            plan = make_plan(self.sde, self._builder(plan.num_step), ts=plan.ts[place:], nfe=plan.nfe - first)
+        self._step_index, self._run = first, Stepwise(plan, self._predicts, self._threshold)
+
+    def _prediction_of(self, m: Tensor, sample: Tensor) -> Tensor:
+        if self.config.variance_type in ("learned", "learned_range") and m.ndim > 1 and m.shape[1] == 2 * sample.shape[1]:
+            m = m[:, : sample.shape[1]]
+        if m.shape != sample.shape:
+            raise ValueError(
+                f"model_output has shape {tuple(m.shape)} for a sample of {tuple(sample.shape)}; for a network that predicts a "
+                "variance, too, set variance_type='learned_range'"
+            )
+        return m
+
+    # --- noise ------------------------------------------------------------------------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        """Return alpha x_0 + sigma noise at training times of shape (batch,) or ().
+
+        Raises
+        ------
+        ValueError
+            Where a time lies outside the training's.
+        """
+        t = np.atleast_1d(to_numpy(timesteps))
+        most = self.config.num_train_timesteps
+        flow = is_flow(self.config)
+        if not ((t >= 0) & (t <= (most if flow else most - 1))).all():
+            raise ValueError(f"timesteps={t.tolist()} must lie within the training's {most} times")
+        times = t / most if flow else t + 1
+        shape = (-1, *(1,) * (original_samples.ndim - 1))
+        alpha, sigma = (torch.from_numpy(f(times)).to(original_samples).reshape(shape) for f in (self.sde.alpha, self.sde.sigma))
+        return alpha * original_samples + sigma * noise
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """Return `add_noise`, as flow-matching pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+
+def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a configuration and the arguments that replace it, as `PlanScheduler` reads them."""
+    origin = config.get("_class_name") or _class_of(config, "method" in kwargs)
+    ours = set(PlanScheduler._get_init_keys(PlanScheduler))
+    unknown = {name for name in {*config, *kwargs} if not name.startswith("_")} - known_keys() - ours - _LOADING
+    if unknown:
+        raise ValueError(f"the configuration has the unknown keys {sorted(unknown)}; a scheduler's config.json has none of these")
+    for name, allowed in UNSUPPORTED.items():
+        if config.get(name) not in allowed:
+            raise ValueError(f"{name}={config[name]!r} has no plan; only {allowed[-1]!r} has")
+    if origin == PlanScheduler.__name__ or "times" in config:
+        return config, kwargs
+    if origin not in FAMILIES:
+        raise ValueError(f"a configuration of {origin!r} has no plan; the known ones are {', '.join(map(repr, FAMILIES))}")
+    # What the origin had by default is its meaning here, and again nobody's choice for the next class.
+    config["_defaults_of_origin"] = config.pop("_use_default_values", [])
+    family = FAMILIES[origin]
+    merged = {**config, **kwargs}
+    if kwargs.get("method") is None:
+        name, options = family.method(merged)
+        kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
+    return config, {"times": family.times} | kwargs
+
+
+def _class_of(config: Mapping[str, Any], any_method: bool) -> str:
+    """Return the class whose parameters a configuration without a name has, one that was never saved; this one's for others.
+
+    Raises
+    ------
+    ValueError
+        Where classes of several methods have these parameters, and it matters.
+    """
+    names = {name for name in config if not name.startswith("_")}
+    alike = [family for family in FAMILIES if names == parameters(family)]
+    if len(alike) > 1 and not any_method:
+        raise ValueError(f"the configuration may be that of {' or '.join(alike)}; give it _class_name, as saving it does")
+    return alike[0] if alike else PlanScheduler.__name__
+
+
+_LOADING = {"subfolder", "revision", "cache_dir", "force_download", "token", "local_files_only", "dtype", "torch_dtype"}
+
+
+def _noise(generator: Any) -> Callable[[float, Tensor], Tensor]:
+    def add_noise(keep_z: float, x: Tensor) -> Tensor:
+        z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return torch.add(x, z, alpha=keep_z)
+
+    return add_noise
+
+
+def _falling(argument: str, values: Any) -> Array:
+    falling = np.asarray(values, dtype=np.float64)
+    if falling.ndim != 1 or len(falling) < 1 or not (np.diff(falling) < 0).all():
+        raise ValueError(f"{argument} must be numbers that fall strictly, and are {falling.tolist()}")
+    return falling
+
+
+def _threshold(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    if config["thresholding"]:
+        return dynamic_threshold(config["dynamic_thresholding_ratio"], most=config["sample_max_value"])
+    return static_threshold(config["clip_sample_range"]) if config["clip_sample"] else None

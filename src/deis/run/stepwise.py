@@ -1,0 +1,79 @@
+"""A plan in somebody else's loop, in torch: one call for each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..machine import advance
+from ..model.predictions import conversions, convert
+from ..plan import Plan
+from .torch import combine
+
+
+class Stepwise:
+    """A plan under way.
+
+    Parameters
+    ----------
+    plan : Plan
+        That begins with an evaluation.
+    predicts : {"eps", "x0", "v", "score", "flow"}
+        What the network predicts.
+    threshold : callable, optional
+        See `deis.Denoiser`.
+
+    Raises
+    ------
+    ValueError
+        Where what the network predicts does not determine the plan's form, or the plan's first row makes no evaluation.
+    """
+
+    def __init__(self, plan: Plan, predicts: str, threshold: Callable[[Any], Any] | None = None) -> None:
+        if not plan.calls[0]:
+            raise ValueError(f"the plan {plan.method!r} begins without an evaluation, and this loop with one; use deis.sample")
+        self.plan, self.threshold = plan, threshold
+        self.factors = conversions(plan, predicts, threshold is not None)
+        self.row = 0
+        self.history: tuple[Tensor, ...] = ()
+        self.base: Tensor | None = None
+        self.x: Tensor | None = None
+        self.sent: Tensor | None = None
+        self.version = 0
+
+    def step(self, m: Tensor, sample: Tensor, add_noise: Callable[[float, Tensor], Tensor] | None = None) -> Tensor:
+        """Return the next sample to evaluate, after the network returned m at this one.
+
+        The sample may be another than was returned last, as inpainting makes it; the plan goes on from it. The state is carried in
+        float32 or better, and rounded to the sample's dtype for the outside only.
+        """
+        x = self._state(sample)
+        base = x if self.base is None or self.base is self.x else self.base
+        p = convert(m.to(x.dtype), x, self.factors[self.row], self.threshold)
+        p = p.clone() if p is m else p  # m may lie in a buffer that a compiled network writes again
+        while True:
+            history = (p, *self.history)
+            base, x = advance(self.plan.rows[self.row], base, history, combine, add_noise)
+            self.history = history[: self.plan.window - 1]
+            self.row += 1
+            if self.row == len(self.plan.rows) or self.plan.rows[self.row].calls:
+                break
+            p = x * self.plan.rows[self.row].guess
+        self.base, self.x = base, x
+        return self._send(x.to(sample.dtype))
+
+    def _state(self, sample: Tensor) -> Tensor:
+        """Return the state: what the last step left of it, where nobody has changed it since."""
+        if self.x is not None and sample is self.sent and sample._version == self.version:
+            return self.x
+        return sample.to(torch.promote_types(sample.dtype, torch.float32))
+
+    def _send(self, sample: Tensor) -> Tensor:
+        if sample.is_inference():  # its changes are not counted
+            self.sent = None
+        else:
+            self.sent, self.version = sample, sample._version
+        return sample
