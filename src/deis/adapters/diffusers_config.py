@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..grids import distinct_integers
-from ..sde import VPSDE, FlowMatching, Schedule
+from ..sde import FlowMatching, Schedule
+from .levels import with_data
 
 Array = NDArray[np.float64]
 Config = Mapping[str, Any]
@@ -134,9 +135,7 @@ def schedule_of(config: Config, kind: Any) -> Schedule:
     """Return the noise schedule: flow matching, t = sigma; or that of alphas_cumprod, t = timestep + 1, and t = 0 the data."""
     if is_flow(config):
         return FlowMatching()
-    alphas = kind.alphas_cumprod.double().numpy()
-    # With a terminal signal-to-noise ratio of 0, alpha = 0; diffusers' own schedulers start at 2^-24, too.
-    return VPSDE.discrete(np.concatenate([[1.0], np.maximum(alphas, 2.0**-24)]))
+    return with_data(kind.alphas_cumprod)
 
 
 def is_flow(config: Config) -> bool:
