@@ -1,7 +1,8 @@
-"""The command line: `deis sample` makes pictures, `deis plan` prints a plan, `deis calibrate` fits one to a model."""
+"""The command line: `deis sample`, `deis plan`, `deis calibrate` and `deis evaluate`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -182,6 +183,88 @@ def sample_command(**options: Any) -> None:
             np.savez_compressed(file, samples=x_0, labels=np.full(num, -1) if labels is None else labels)
         click.echo(f"wrote {options['npz']}")
     click.echo(f"wrote {options['out']}: {num} samples of {plan.nfe} evaluations each")
+
+
+@main.command("evaluate")
+@model_options
+@click.option("--plan", "files", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="Plan files.")
+@click.option("--method", "methods", multiple=True, help="Methods, each at every --nfe; calibrated: the model's own plans.")
+@click.option("--nfe", "budgets", type=int, multiple=True, help="Budgets of evaluations; 10 where none is given.")
+@click.option("--num", default=1000, show_default=True, help="Samples of each plan.")
+@click.option("--batch", default=100, show_default=True, help="Samples a call of the model.")
+@click.option("--real", type=click.Path(path_type=Path, exists=True), help="Real images: a folder of pictures, or an .npz file.")
+@click.option("--features", help="A TorchScript file, images in [-1, 1] to features; or inception. Needs --real.")
+@click.option("--paired", default=64, show_default=True, help="Samples to compare with the converged solution; 0 for none.")
+@click.option("--reference-steps", default=128, show_default=True, help="Steps of the converged solution.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished batches here, and go on from there.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("evaluation.json"), show_default=True)
+def evaluate_command(**options: Any) -> None:
+    """Measure the samples of plans: against real images, and against the converged solution from the same noise."""
+    if options["backend"] != "torch":
+        raise click.BadParameter("jax is not evaluated; leave it out", param_hint="--backend")
+    try:
+        results = _evaluate(options)
+    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    with replacing(options["out"]) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(table(results["plans"]))
+    click.echo(f"wrote {options['out']}")
+
+
+def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what `deis evaluate` writes."""
+    import torch
+
+    from .evaluation import converged, evaluate, features, load_extractor, load_images
+
+    if (options["real"] is None) != (options["features"] is None):
+        raise ValueError("--real and --features belong together: give both, or neither")
+    model, num, device = load_model(options["model"], "torch", options["device"]), options["num"], options["device"] or "cpu"
+    plans = _plans(model, options)
+    labels = _labels(model, None, num)
+    noise = torch.from_numpy(draw_noise(model, plans[0], options["seed"], range(num))).to(device)
+    make = model if labels is None else partial(model.conditional, guidance=options["guidance"])
+    common = {"condition": labels, "batch": options["batch"]}
+    about = {name: options[name] for name in ("guidance", "seed", "num", "features", "paired", "reference_steps")}
+    results: dict[str, Any] = {"model": str(options["model"] or "the network inside"), **about, "plans": []}
+    extractor = real = reference = None
+    if options["features"] is not None:
+        extractor = load_extractor(options["features"], device)
+        images = load_images(options["real"])
+        real = np.concatenate([features(extractor, images[i : i + 500]) for i in range(0, len(images), 500)])
+        results["real"] = {"path": str(options["real"]), "images": len(real)}
+    paired = min(options["paired"], num)
+    if paired > 0:
+        few = common | {"condition": None if labels is None else labels[:paired]}
+        reference, results["reference_error"] = converged(make, noise[:paired], options["reference_steps"], **few)
+    with tqdm(total=num * len(plans), desc="sampling", unit="image") as bar:
+        for plan in plans:
+            rng = torch.Generator(device).manual_seed(options["seed"])
+            measured = {"extractor": extractor, "real": real, "reference": reference, "rng": rng, "progress": bar}
+            kept = {"folder": options["work"], "tag": json.dumps([results["model"], about])}
+            results["plans"].append(evaluate(plan, make, noise, **common, **measured, **kept))
+    return results
+
+
+def _plans(model: Pretrained, options: dict[str, Any]) -> list[Plan]:
+    plans = [load_plan(file) for file in options["files"]]
+    methods = options["methods"] or (() if plans else ("auto",))
+    for method in methods:
+        for nfe in options["budgets"] or (10,):
+            plans.append(model.plan(nfe) if method == "calibrated" else make_plan(model.sde, method, nfe=nfe))
+    for plan in plans:
+        if not plan.matches(model.sde):
+            raise ValueError(f"the plan {plan.method!r} is of the schedule {plan.schedule}, and the model of {model.sde.name}")
+    return plans
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the results of `deis.evaluation.evaluate` as a table, a line a plan."""
+    names = list(rows[0])
+    cells = [names, *([f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
 
 
 def _precision(backend: str, dtype: str) -> AbstractContextManager[Any]:
