@@ -237,6 +237,7 @@ def test_no_evaluation_is_wasted_on_a_level_that_repeats(spacing: str) -> None:
             scheduler.set_timesteps(10)
         assert theirs.sigmas[-1] == theirs.sigmas[-2]
         assert len(ours.timesteps) == 10
+        assert ours.timesteps[0] == 999
         assert (ours.sigmas.diff() < 0).all()
         assert (ours.sigmas[-1] == 0) == (final == "zero")
 
@@ -292,6 +293,19 @@ def test_a_calibrated_plan_runs_in_a_pipeline_and_is_saved_with_it(tmp_path: Pat
     again.set_timesteps()
     assert again.plan == plan
     assert torch.equal(run(again, num_inference_steps=5), x_0)
+
+
+def test_a_plan_for_the_betas_in_float64_is_one_for_the_pipeline_s_float32() -> None:
+    betas = np.linspace(SD["beta_start"] ** 0.5, SD["beta_end"] ** 0.5, 1000) ** 2  # type: ignore[operator]
+    sde = deis.VPSDE.discrete(np.cumprod(1 - betas))
+    plan = deis.make_plan(sde, "tab2", 8)
+    assert not plan.matches(deis.VPSDE.discrete(PlanScheduler(**SD).alphas_cumprod))
+    scheduler = PlanScheduler.from_plan(plan, PlanScheduler(**SD).config)
+    scheduler.set_timesteps()
+    assert scheduler.timesteps.tolist() == plan.t[:-1].tolist()
+    other = PlanScheduler(**SD | {"beta_end": 0.0125})
+    with pytest.raises(ValueError, match="was made for the schedule"):
+        PlanScheduler.from_plan(plan, other.config)
 
 
 def test_a_plan_of_another_schedule_is_refused() -> None:

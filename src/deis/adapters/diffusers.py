@@ -36,6 +36,7 @@ from .diffusers_config import (
     source,
     time_of_sigmas,
 )
+from .levels import FLOAT32
 
 Array = NDArray[np.float64]
 _PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
@@ -301,9 +302,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _shift_of(self, plan: Plan) -> float:
         """Return how far the times of a plan that was given lie behind the training's: 1, or 0 without a noise-free end."""
-        if plan.matches(self.sde):
+        if plan.matches(self.sde, FLOAT32):
             return 1.0
-        if not is_flow(self.config) and plan.matches(VPSDE.discrete(self.alphas_cumprod)):
+        if not is_flow(self.config) and plan.matches(VPSDE.discrete(self.alphas_cumprod), FLOAT32):
             return 0.0
         raise ValueError(
             f"the plan {plan.method!r} was made for the schedule {plan.schedule!r}, whose noise levels are not those of the "

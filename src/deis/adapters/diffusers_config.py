@@ -27,6 +27,7 @@ _SPACING = frozenset(
     use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift shift use_dynamic_shifting time_shift_type shift_terminal
     """.split()  # noqa: SIM905
 )
+_ROUNDING = 1e-3  # of times from noise levels in float32
 SHORT = 15  # steps below which diffusers lowers the order at the end
 
 
@@ -170,5 +171,6 @@ def _levels(kind: Any, sde: Schedule, steps: int) -> Array:
 
 
 def time_of_sigmas(sde: Schedule, sigmas: Any) -> Array:
-    """Return the times of noise levels sigma / alpha; the greatest may miss the schedule's by its rounding to float32."""
-    return np.minimum(sde.t_of_rho(sigmas), sde.t_start)
+    """Return the times of noise levels sigma / alpha, which may miss training times, and the greatest, by float32's rounding."""
+    ts = np.minimum(sde.t_of_rho(sigmas), sde.t_start)
+    return np.where(np.abs(ts - np.rint(ts)) < _ROUNDING, np.rint(ts), ts)

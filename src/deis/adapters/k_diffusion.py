@@ -16,7 +16,7 @@ from ..model.predictions import Denoiser, Level
 from ..plan import Plan
 from ..run import sample
 from ..sde import EDM, VPSDE, FlowMatching, Schedule
-from .levels import with_data
+from .levels import FLOAT32, with_data
 
 _ROUNDING = 1e-4  # of noise levels that went through float32 and other people's formulas
 
@@ -149,7 +149,7 @@ def _check_plan(plan: Plan, sde: Schedule, levels: Any) -> Schedule:
     if isinstance(sde, VPSDE) and sde.num_times is not None:
         candidates.append(VPSDE.discrete(np.exp(2 * sde.log_alpha(np.arange(1, sde.num_times)))))
     for candidate in candidates:
-        if plan.matches(candidate):
+        if plan.matches(candidate, FLOAT32):
             return candidate
     raise ValueError(
         f"the plan {plan.method!r} was made for the schedule {plan.schedule!r}, whose noise levels are not those of the model at "

@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike
 
 from ..sde import VPSDE
 
+FLOAT32 = 2e-3
+"""The relative tolerance of noise levels that were computed as sqrt(1 - abar) in float32."""
+
 
 def with_data(alphas_cumprod: ArrayLike) -> VPSDE:
     """Return `VPSDE.discrete` with t = training time + 1, and t = 0 for the data, where alpha = 1 and sigma = 0.
