@@ -10,7 +10,7 @@ The problems and the error are those of benchmarks/methods.py, and the held-out 
 this NFE or the nearest, which are run again here, on the same noise (they include the updates of diffusers' schedulers).
 
 A run writes the plan of each stage to --out, and a line a stage to benchmarks/results/calibration_<problem>.csv; it keeps its
-teacher in --work, and goes on from there when it is started again. `report` prints the tables.
+teacher in --work, and goes on from there when it is started again. `report` prints the tables, behind benchmarks/calibration.md.
 """
 
 from __future__ import annotations
@@ -143,56 +143,12 @@ def reference_of(problem: methods.Problem, work: Path) -> Tensor:
     return torch.from_numpy(np.load(path))
 
 
-INTRODUCTION = """# Calibrated plans
-
-Made by `python -m benchmarks.calibration report` of the measurements that `... digits`, `... mnist` and `... anime64` write. The
-numbers are errors on noise that the calibration has not seen: the median over samples of the root mean square distance to the
-converged solution, data in [-1, 1]; in brackets behind it the ratio to the best of all untuned methods and grids at the same NFE,
-and the seconds that the stage took (on one of two cores while the other was busy; the teacher of `mnist` took 100 s more, that of
-`digits` 3 s). `digits`: 256 held-out samples, 144 fitted to; `mnist`: 100 and 64; `anime64`: 8 and 12. Every calibration starts
-from `auto` on its own grid. The last column is what was asked for before any of it was built.
-
-![Digits from the same noise at 4, 5, 6, 8 and 10 calls: untuned, calibrated, converged](calibration.png)
-(`python -m benchmarks.pictures`)
-
-Fréchet distance of 1,000 samples of the network inside to the MNIST test images, in the features of benchmarks/quality.py (1,000
-training images: 6.04), and the share that its classifier takes for the class asked for, by
-`python -m benchmarks.quality --data mnist.npz --num 1000 --nfe 4 5 6 8 10 --methods auto calibrated`:
-
-| NFE | 4 | 5 | 6 | 8 | 10 |
-|---|---|---|---|---|---|
-| `auto` | 97.77, 0.732 | 24.68, 0.816 | 12.12, 0.870 | 6.55, 0.930 | 4.93, 0.940 |
-| calibrated | 5.96, 0.943 | 5.46, 0.941 | 5.00, 0.944 | 5.05, 0.939 | 4.92, 0.937 |
-
-What was not reached: on `mnist` 0.45 at 5 and at 10 NFE with all stages, and 0.6 at 10 with least squares (0.603). At 5, starts
-from three methods and an analytical first step all end between 0.50 and 0.53; more iterations lower the error of the fitted
-samples and raise that of the others, so that more samples, or a smoother network, come before more freedom. The stage *gradient*
-has not been measured on a network, and of `anime64` only what the table has: a teacher takes half an hour on two busy cores.
-
-## How it works
-
-A deterministic plan is x_{i+1} = a_i x_i + sum_j c_ij p_{i-j}, whatever its method. A *teacher* is a dense, converged set of
-trajectories of the model from some noise.
-
-- *grid*: times among the teacher's, by dynamic programming over the errors of single jumps from its states, in x/alpha, summed
-  without discount; and times that minimise a bound of the error without a model (arXiv 2402.17376).
-- *least squares*: row by row, the teacher's next state is regressed on the student's state and predictions, with a ridge towards
-  the method's own coefficients and robust weights; then single times are moved, each grid judged after its regression.
-- *Gauss-Newton*: all coefficients and inner times at once, on the distance of the ends. The derivatives are differences of runs,
-  each from the row that changes on, so that the model is only ever called.
-- *gradient*: Adam, with derivatives through the model; for losses that are not distances.
-
-Two choices matter (trials by hand). The loss is robust, the mean of log(e^2 + c^2) over samples with c = 0.3 of the median error:
-with the mean of e a few trajectories near a bifurcation govern the fit (digits at 8 NFE: 0.0046 after twelve iterations against
-0.0011 after nine). And the differences are small, 5e-4 of the state: at 1e-2 the roughness of a network hides its slope (the
-network inside at 10 NFE: three iterations lower the loss by 0.19 and by 0.51).
-"""
 COLUMNS = {"auto": "`auto`"} | {stage: stage for stage in STAGES}
 
 
 def report() -> None:
     """Print the tables."""
-    print(INTRODUCTION)
+    print(Path(__file__).with_suffix(".md").read_text())
     for name, asked in ASKED.items():
         path = RESULTS / f"calibration_{name}.csv"
         rows = list(csv.DictReader(path.open())) if path.exists() else []
