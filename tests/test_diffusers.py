@@ -18,6 +18,8 @@ from torch import Tensor
 import deis
 from deis.adapters.diffusers import PlanScheduler
 from deis.adapters.diffusers_config import FAMILIES
+from deis.machine import run_rows
+from deis.run.torch import combine
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:(divide by|invalid value):RuntimeWarning")
 
@@ -214,6 +216,35 @@ def test_the_network_may_use_its_output_s_memory_again() -> None:
     assert torch.equal(x, expected)
 
 
+def test_a_terminal_signal_to_noise_ratio_of_0() -> None:
+    """Diffusers' DDIM has alpha = 0 there, and its other schedulers 2^-12, as here."""
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    theirs = diffusers.DDIMScheduler(**SD, **settings, clip_sample=False)
+    assert theirs.alphas_cumprod[-1] == 0
+    torch.testing.assert_close(run(PlanScheduler.from_config(theirs.config)), run(theirs), rtol=1e-3, atol=1e-3)
+
+
+def test_rows_without_an_evaluation_are_done_with_the_one_before() -> None:
+    """EDM's churn adds noise before a step; not before the first here, which lies above its range."""
+    scheduler = PlanScheduler(**SD, method="edm_heun", method_options={"churn": 4.0, "high": 10.0}, final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(10)
+    x, generator = noise(2, 3, 8, 8), torch.Generator().manual_seed(0)
+    x_0, plan = x, scheduler.plan
+    for t in scheduler.timesteps:
+        x_0 = scheduler.step(network(x_0, t), t, x_0, generator=generator, return_dict=False)[0]
+    generator = torch.Generator().manual_seed(0)
+    expected = run_rows(
+        plan,
+        lambda i, x: network(x, plan.t[i] - 1) if plan.calls[i] else plan.guess[i] * x,
+        combine,
+        x,
+        add_noise=lambda keep_z, x: torch.add(x, torch.randn(x.shape, generator=generator), alpha=keep_z),
+    )
+    assert (~plan.calls).sum() > 1
+    assert len(scheduler.timesteps) == plan.nfe == 10
+    torch.testing.assert_close(x_0, expected, rtol=1e-6, atol=1e-6)
+
+
 # --- what diffusers' class of the name gets wrong -------------------------------------------------------------------------
 
 
@@ -324,6 +355,7 @@ def test_a_plan_of_flow_matching() -> None:
     x_0 = run(scheduler, num_inference_steps=5)
     model = deis.Denoiser(lambda x, t: network(x, 1000 * t[0]), deis.FlowMatching(), "flow")
     torch.testing.assert_close(x_0, deis.sample(plan, model, noise(2, 3, 8, 8)), rtol=1e-6, atol=1e-6)
+    assert scheduler.config.use_flow_sigmas  # by which pipelines know to pass no sigmas
 
 
 def test_a_plan_that_is_given_has_its_own_times() -> None:
