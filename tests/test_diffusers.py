@@ -517,6 +517,19 @@ def test_the_defaults_of_a_neighbour_are_nobody_s_choice_for_the_next() -> None:
     assert diffusers.EulerDiscreteScheduler.from_config(ours.config).config.timestep_spacing == "linspace"
 
 
+def test_an_option_that_is_asked_for_is_kept_whatever_the_steps() -> None:
+    asked = PlanScheduler(**SD, method="tab3", method_options={"lower_order_final": True})
+    loaded = PlanScheduler.from_config(diffusers.DEISMultistepScheduler(**SD, solver_order=4).config)
+    assert loaded.config.method == "tab3"
+    for steps in (10, 20):
+        for scheduler in (asked, loaded):
+            scheduler.set_timesteps(steps)
+        low = deis.make_plan(asked.sde, "tab3", ts=asked.plan.ts, lower_order_final=True)
+        plain = deis.make_plan(asked.sde, "tab3", ts=asked.plan.ts)
+        np.testing.assert_array_equal(asked.plan.keep_p, low.keep_p)
+        np.testing.assert_array_equal(loaded.plan.keep_p, low.keep_p if steps < 15 else plain.keep_p)
+
+
 def test_it_is_saved_and_read(tmp_path: Path) -> None:
     scheduler = PlanScheduler(**SD, method="unipc2", trained_betas=np.linspace(1e-4, 1e-2, 50), num_train_timesteps=50)
     scheduler.save_pretrained(tmp_path)

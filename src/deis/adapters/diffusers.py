@@ -28,6 +28,8 @@ from .diffusers_config import (
     FLOW,
     SHORT,
     UNSUPPORTED,
+    WHEN_SHORT,
+    ends_at_data,
     grid_of,
     is_flow,
     known_keys,
@@ -260,8 +262,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         steps = int(steps or 0)
         if self.config.ts_phase is not None:
             return make_plan(self.sde, self._builder(steps), None, self.config.ts_phase, self.config.ts_order, nfe=steps)
-        clean = self.config.final_sigmas_type != "sigma_min"
-        counts = evaluations_of_steps(self._builder(steps), steps, clean)
+        counts = evaluations_of_steps(self._builder(steps), steps, is_flow(self.config) or ends_at_data(self.config))
         return self._built(grid_of(self.config, self.sde, len(counts), mu), steps)
 
     def _built(self, ts: Array, nfe: int | None = None) -> Plan:
@@ -269,8 +270,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _builder(self, steps: int) -> Builder:
         options = dict(self.config.method_options or {})
-        if self.config.method.startswith(("dpm", "tab")) and steps >= SHORT:
-            options.pop("lower_order_final", None)  # diffusers' rule
+        if options.get("lower_order_final") == WHEN_SHORT:
+            options["lower_order_final"] = steps < SHORT
         return get_method(self.config.method, **options)
 
     def _own_times(self, argument: str, timesteps: Any) -> Array:
@@ -281,7 +282,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return np.append(values / most, 0.0) if values[-1] > 0 else values / most
         if values[0] > most - 1 or values[-1] < 0:
             raise ValueError(f"{argument} must lie in 0 ... {most - 1}, and is {values.tolist()}")
-        return np.append(values + 1, 1.0 if self.config.final_sigmas_type == "sigma_min" and values[-1] > 0 else 0.0)
+        return np.append(values + 1, 0.0 if ends_at_data(self.config) or values[-1] == 0 else 1.0)
 
     def _use(self, plan: Plan, device: Any) -> None:
         """Take a plan, and lay out what the loop wants to see of it."""

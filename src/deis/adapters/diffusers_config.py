@@ -28,7 +28,9 @@ _SPACING = frozenset(
     """.split()  # noqa: SIM905
 )
 _ROUNDING = 1e-3  # of times from noise levels in float32
-SHORT = 15  # steps below which diffusers lowers the order at the end
+SHORT = 15
+WHEN_SHORT = f"below {SHORT} steps"
+"""For the option lower_order_final: the rule of diffusers' DPM-Solver and DEIS."""
 
 
 class Family(NamedTuple):
@@ -46,11 +48,11 @@ def _fixed(name: str, **options: Any) -> Callable[[Config], tuple[str, dict[str,
 
 def _deis(config: Config) -> tuple[str, dict[str, Any]]:
     """The paper's method of as many predictions; diffusers' class of the name has its polynomial in log rho."""
-    return f"tab{config.get('solver_order', 2) - 1}", _final(config, True)
+    return f"tab{config.get('solver_order', 2) - 1}", _final(config)
 
 
 def _dpm(config: Config) -> tuple[str, dict[str, Any]]:
-    order, options = config.get("solver_order", 2), _final(config, True)
+    order, options = config.get("solver_order", 2), _final(config)
     algorithm, heun = config.get("algorithm_type", "dpmsolver++"), config.get("solver_type", "midpoint") == "heun"
     if order == 1:
         return ("ancestral", {}) if algorithm.startswith("sde") else ("ddim", {})
@@ -77,15 +79,15 @@ def _unipc(config: Config) -> tuple[str, dict[str, Any]]:
         raise ValueError("predict_x0=False has no published plan here; give method=, such as 'deis_abm2' or 'unipc2'")
     if config.get("disable_corrector") or config.get("solver_p"):
         raise ValueError("disable_corrector and solver_p have no plan; give method=, such as 'dpmpp_2m' for no corrector")
-    return f"unipc{config.get('solver_order', 2)}_{config.get('solver_type', 'bh2')}", _final(config, True)
+    return f"unipc{config.get('solver_order', 2)}_{config.get('solver_type', 'bh2')}", _final(config, always=True)
 
 
 def _flow_euler(config: Config) -> tuple[str, dict[str, Any]]:
     return ("ancestral", {}) if config.get("stochastic_sampling") else ("ddim", {})
 
 
-def _final(config: Config, default: bool) -> dict[str, Any]:
-    return {"lower_order_final": True} if config.get("lower_order_final", default) else {}
+def _final(config: Config, always: bool = False) -> dict[str, Any]:
+    return {"lower_order_final": always or WHEN_SHORT} if config.get("lower_order_final", True) else {}
 
 
 _EULER, _DDIM = "EulerDiscreteScheduler", "DDIMScheduler"
@@ -144,6 +146,11 @@ def is_flow(config: Config) -> bool:
     return config["times"] == FLOW or bool(config.get("use_flow_sigmas"))
 
 
+def ends_at_data(config: Config) -> bool:
+    """Tell whether the last step goes to sigma = 0, and not to the smallest noise of the training."""
+    return config.get("final_sigmas_type") != "sigma_min" and config.get("set_alpha_to_one") is not False
+
+
 def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas: Any = None) -> Array:
     """Return the times that diffusers' scheduler of the configuration takes for so many steps, and the end; shape (steps + 1,)."""
     kind = source(config)
@@ -156,8 +163,7 @@ def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas:
     kind.set_timesteps(steps, **options)
     if any(config.get(f"use_{name}") for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")):
         return _levels(kind, sde, steps)
-    end = 1.0 if config.get("final_sigmas_type") == "sigma_min" or config.get("set_alpha_to_one") is False else 0.0
-    ts = np.append(kind.timesteps.double().numpy()[:steps] + 1, end)
+    ts = np.append(kind.timesteps.double().numpy()[:steps] + 1, 0.0 if ends_at_data(config) else 1.0)
     return distinct_integers(ts, int(config["num_train_timesteps"]) + 1) if (np.diff(ts) >= 0).any() else ts
 
 
