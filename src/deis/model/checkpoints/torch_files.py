@@ -1,0 +1,81 @@
+"""What the loaders of PyTorch checkpoints share: reading a file safely, checking its weights, and putting them into a network."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Return what torch.save wrote, on the CPU; only tensors and plain containers, so that no file can run code.
+
+    Raises
+    ------
+    FileNotFoundError
+    ImportError
+        Where torch is not installed; it names the extra that has it.
+    ValueError
+        Where the file was not written by torch.save, or holds other objects.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"a PyTorch checkpoint needs torch ({error}): pip install 'deis-samplers[torch]'") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"path={os.fspath(path)!r} is not a file of tensors that torch.save wrote: {reason}") from None
+
+
+def weights(saved: Any, path: str | os.PathLike[str], part: str) -> dict[str, Any]:
+    """Return a state dict by the names of its tensors, without the `module.` that `torch.nn.DataParallel` puts before them.
+
+    Raises
+    ------
+    ValueError
+        Where `part` of the file, as the message calls it, is not a mapping of names to tensors.
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"path={os.fspath(path)!r}: {part} must map names to tensors, and is a {type(saved).__name__}")
+    for key, value in saved.items():
+        if not hasattr(value, "shape"):
+            raise ValueError(f"path={os.fspath(path)!r}: {part} must map names to tensors, and {key!r} is a {type(value).__name__}")
+    return {key.removeprefix("module."): value for key, value in saved.items()}
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def check(found: Shapes, expected: Shapes, path: str | os.PathLike[str], kind: str) -> None:
+    """Raise ValueError, naming the first key, unless the file has the keys and shapes of the network and no others."""
+    for key in (*expected, *found):
+        if key not in found:
+            wrong = f"lacks {key!r}, of shape {expected[key]}"
+        elif key not in expected:
+            wrong = f"has {key!r}, of shape {found[key]}, which that network does not"
+        elif found[key] != expected[key]:
+            wrong = f"has {key!r} of shape {found[key]}, and not {expected[key]}"
+        else:
+            continue
+        raise ValueError(f"path={os.fspath(path)!r} is not {kind}: it {wrong}; use the loader of the code base that wrote it")
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for a precision that the loaders do not know."""
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r} is unknown; the known ones are 'float32', 'float64'")
+
+
+def fill(network: Any, state: Mapping[str, Any], device: str | None, dtype: str) -> Any:
+    """Return a network that was made on the meta device with these weights, for sampling: without dropout or gradients."""
+    import torch
+
+    network.load_state_dict({key: value.to(getattr(torch, dtype)) for key, value in state.items()}, assign=True)
+    return network.to(device or "cpu").eval().requires_grad_(False)
