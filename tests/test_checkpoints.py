@@ -1,6 +1,8 @@
 """Checkpoints of other code bases: files written here in their formats, and networks written here from their papers."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.downsampling import downsample_2d
+from diffusers.models.upsampling import upfirdn2d_native, upsample_2d
 from torch import Tensor
 from torch.nn import functional
 
 import deis
-from deis.model.checkpoints import ddim_unet
+from deis.model.checkpoints import ddim_unet, score_sde, torch_files
 from deis.model.checkpoints.ddim_unet import load_ddim
+from deis.model.checkpoints.score_sde import load_score_sde
 
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32))
 
@@ -206,5 +211,254 @@ def test_a_file_that_torch_did_not_write(tmp_path: Path) -> None:
     (tmp_path / "page.ckpt").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"page.ckpt' is not a file of tensors that torch.save wrote"):
         load_ddim(tmp_path / "page.ckpt")
+    torch.save({"weight": X}, tmp_path / "partial.ckpt")
+    (tmp_path / "partial.ckpt").write_bytes((tmp_path / "partial.ckpt").read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"partial.ckpt' is not a file of tensors that torch.save wrote"):
+        load_ddim(tmp_path / "partial.ckpt")
     with pytest.raises(FileNotFoundError):
         load_ddim(tmp_path / "nothing.ckpt")
+
+
+FIR = [1, 3, 3, 1]
+NETWORKS: dict[str, dict[str, Any]] = {
+    "DDPM++": {"fourier": False, "fir": False, "pyramid": "none", "output_skip": False},
+    "NCSN++ for VP": {"fourier": False, "fir": True, "pyramid": "residual", "output_skip": False},
+    "NCSN++": {"fourier": True, "fir": True, "pyramid": "residual", "output_skip": False},
+    "NCSN++ of high resolution": {"fourier": True, "fir": True, "pyramid": "sum", "output_skip": True},
+}
+
+
+class Song:
+    """DDPM++ and NCSN++ of Song et al. 2021, appendix H, with the names of the authors' files; the FIR filter is diffusers'."""
+
+    def __init__(self, w: Weights, widths: Sequence[int], blocks: int, attends: Sequence[int], **kind: Any) -> None:
+        self.w, self.widths, self.blocks, self.attends, self.kind = w, widths, blocks, attends, kind
+        self.modules, self.emb = 0, torch.empty(0)
+
+    def name(self) -> str:
+        self.modules += 1
+        return f"all_modules.{self.modules - 1}"
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return self.w.group_norm(x, name, min(x.shape[1] // 4, 32))
+
+    def resize(self, x: Tensor, way: str) -> Tensor:
+        if way == "up":
+            return upsample_2d(x, FIR) if self.kind["fir"] else x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        if way == "down":
+            return downsample_2d(x, FIR) if self.kind["fir"] else x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
+        return x
+
+    def residual(self, x: Tensor, c: int, way: str = "") -> Tensor:
+        w, name = self.w, self.name()
+        h = w.conv(self.resize(functional.silu(self.norm(x, f"{name}.GroupNorm_0")), way), f"{name}.Conv_0", c)
+        h = h + w.linear(functional.silu(self.emb), f"{name}.Dense_0", c)[:, :, None, None]
+        h = w.conv(functional.silu(self.norm(h, f"{name}.GroupNorm_1")), f"{name}.Conv_1", c)
+        x = self.resize(x, way)
+        return ((w.conv(x, f"{name}.Conv_2", c, 1) if way or x.shape[1] != c else x) + h) * 0.5**0.5
+
+    def attention(self, x: Tensor) -> Tensor:
+        name, c = self.name(), x.shape[1]
+
+        def mix(h: Tensor, i: int) -> Tensor:
+            matrix, bias = self.w(f"{name}.NIN_{i}.W", c, c), self.w(f"{name}.NIN_{i}.b", c)
+            return (h.movedim(1, -1) @ matrix + bias).movedim(-1, 1)
+
+        h = self.norm(x, f"{name}.GroupNorm_0")
+        return (x + mix(attend(mix(h, 0), mix(h, 1), mix(h, 2)), 3)) * 0.5**0.5
+
+    def embed(self, noise: Tensor) -> None:
+        features = self.widths[0]
+        if self.kind["fourier"]:
+            angles = torch.outer(noise.log(), self.w(f"{self.name()}.W", features)) * 2 * torch.pi
+            self.emb = torch.cat([angles.sin(), angles.cos()], dim=1)
+        else:
+            self.emb = waves(noise, features)
+        self.emb = self.w.linear(self.emb, self.name(), 4 * features)
+        self.emb = self.w.linear(functional.silu(self.emb), self.name(), 4 * features)
+
+    def joined(self, image: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the smaller image and the state after it has joined."""
+        if self.kind["pyramid"] == "sum":
+            image = self.resize(image, "down")
+            return image, h + self.w.conv(image, f"{self.name()}.Conv_0", h.shape[1], 1)
+        if self.kind["pyramid"] == "residual":
+            blurred = upfirdn2d_native(image, torch.outer(torch.tensor(FIR), torch.tensor(FIR)) / 64, pad=(2, 2))
+            image = self.w.conv(blurred, f"{self.name()}.Conv2d_0", h.shape[1], stride=2, padding=0)
+            image = h = (image + h) * 0.5**0.5
+        return image, h
+
+    def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
+        self.modules = 0
+        self.embed(noise)
+        image, skips = x, [self.w.conv(x, self.name(), self.widths[0])]
+        for i, c in enumerate(self.widths):
+            for _ in range(self.blocks):
+                h = self.residual(skips[-1], c)
+                skips.append(self.attention(h) if i in self.attends else h)
+            if i < len(self.widths) - 1:
+                image, h = self.joined(image, self.residual(skips[-1], c, "down"))
+                skips.append(h)
+        h = self.residual(self.attention(self.residual(skips[-1], c)), c)
+        output = torch.zeros(())
+        for i, c in reversed(list(enumerate(self.widths))):
+            for _ in range(self.blocks + 1):
+                h = self.residual(torch.cat([h, skips.pop()], dim=1), c)
+            h = self.attention(h) if i in self.attends else h
+            if i == 0 or self.kind["output_skip"]:
+                part = self.w.conv(functional.silu(self.norm(h, self.name())), self.name(), 3)
+                output = part if output.ndim == 0 else part + self.resize(output, "up")
+            if i > 0:
+                h = self.residual(h, c, "up")
+        return output
+
+
+TIMES = torch.tensor([0.002, 0.7])
+
+
+def song(kind: str, sigma_max: float = 50.0) -> tuple[dict[str, Any], Song]:
+    """Return a checkpoint as training writes it, whose averages alone are the weights of the network, and the network."""
+    w = Weights()
+    network = Song(w, (16, 24, 16), 2, [1], **NETWORKS[kind])
+    network(X, TIMES)
+    trained = [key for key in w if key != "all_modules.0.W"]
+    sigmas = torch.tensor(np.exp(np.linspace(np.log(sigma_max), np.log(0.01), 10)))
+    saved = {
+        "optimizer": {"state": {}, "param_groups": [{"lr": 2e-4}]},
+        "model": {"module.sigmas": sigmas} | {f"module.{key}": w[key] + (key in trained) for key in w},
+        "ema": {"decay": 0.999, "num_updates": 7, "shadow_params": [w[key] for key in trained]},
+        "step": 7,
+    }
+    return saved, network
+
+
+@pytest.mark.parametrize("sde", ["vp", "subvp"])
+@pytest.mark.parametrize("kind", ["DDPM++", "NCSN++ for VP"])
+def test_score_sde_equals_the_paper(tmp_path: Path, sde: str, kind: str) -> None:
+    saved, network = song(kind)
+    torch.save(saved, tmp_path / "checkpoint_8.pth")
+    denoiser = load_score_sde(tmp_path / "checkpoint_8.pth", sde)
+    expected = network(X, 999 * TIMES)
+    torch.testing.assert_close(denoiser(X, TIMES), expected, rtol=0, atol=1e-5)
+    assert expected.std() > 0.1
+    abar = math.exp(-0.1 * 0.7 - 19.9 * 0.7**2 / 2)
+    assert denoiser.predicts == "eps"
+    assert float(denoiser.sde.alpha(0.7)) == pytest.approx(abar**0.5)
+    assert float(denoiser.sde.sigma(0.7)) == pytest.approx((1 - abar) ** (0.5 if sde == "vp" else 1))
+    assert (denoiser.sde.t_start, denoiser.sde.t_end) == (1, 1e-3)
+
+
+@pytest.mark.parametrize("sigma_max", [50.0, 348.0])
+@pytest.mark.parametrize("kind", ["NCSN++", "NCSN++ of high resolution"])
+def test_score_sde_with_exploding_variance_equals_the_paper(tmp_path: Path, kind: str, sigma_max: float) -> None:
+    saved, network = song(kind, sigma_max)
+    torch.save(saved, tmp_path / "checkpoint_24.pth")
+    denoiser = load_score_sde(tmp_path / "checkpoint_24.pth", "ve")
+    assert denoiser.sde == deis.VESDE(0.01, sigma_max, 1e-5)
+    sigma = torch.from_numpy(0.01 * (sigma_max / 0.01) ** TIMES.numpy())
+    expected = network(2 * X - 1, sigma)
+    torch.testing.assert_close(denoiser(X, TIMES) * sigma[:, None, None, None], expected, rtol=0, atol=1e-5)
+    assert (denoiser.predicts, bool(expected.std() > 0.1)) == ("score", True)
+
+
+@pytest.mark.parametrize(("kind", "sde"), [("DDPM++", "vp"), ("NCSN++", "ve")])
+def test_score_sde_samples_without_gradients(tmp_path: Path, kind: str, sde: str) -> None:
+    torch.save(song(kind)[0], tmp_path / "checkpoint.pth")
+    denoiser = load_score_sde(tmp_path / "checkpoint.pth", sde, dtype="float64")
+    output = denoiser(X.double(), TIMES.double())
+    assert (output.dtype, output.requires_grad) == (torch.float64, False)
+    sample = deis.sample(deis.make_plan(denoiser.sde, "tab2", 3), denoiser, X.double() * float(denoiser.sde.sigma(1.0)))
+    assert torch.isfinite(sample).all()
+
+
+# As the authors' own definitions count them, with the 128 fixed frequencies of NCSN++
+@pytest.mark.parametrize(
+    ("kind", "widths", "blocks", "attends", "size", "parameters"),
+    [
+        ("DDPM++", (128, 256, 256, 256), 4, [1], 32, 61_804_419),
+        ("DDPM++", (128, 256, 256, 256), 8, [1], 32, 106_632_579),
+        ("NCSN++", (128, 256, 256, 256), 4, [1], 32, 62_758_915),
+        ("NCSN++ of high resolution", (128, 128, 256, 256, 256, 256, 256), 2, [4], 256, 65_574_549),
+    ],
+)
+def test_the_published_score_sde_networks(
+    kind: str, widths: tuple[int, ...], blocks: int, attends: list[int], size: int, parameters: int
+) -> None:
+    w = Weights("meta")
+    network = Song(w, widths, blocks, attends, **NETWORKS[kind])
+    network(torch.empty(1, 3, size, size, device="meta"), torch.empty(1, device="meta"))
+    assert sum(value.numel() for value in w.values()) == parameters
+    loaded = score_sde._network({key: tuple(value.shape) for key, value in w.items()}, "published")
+    assert sum(value.numel() for value in loaded.parameters()) == parameters
+
+
+def in_model(damage: Damage) -> Damage:
+    return lambda saved: saved | {"model": damage(saved["model"])}
+
+
+def with_averages(change: Callable[[list[Tensor]], list[Tensor]]) -> Damage:
+    return lambda saved: saved | {"ema": {"shadow_params": change(saved["ema"]["shadow_params"])}}
+
+
+def in_both(key: str, value: Tensor) -> Damage:
+    """Replace a weight together with its average."""
+
+    def damage(saved: dict[str, Any]) -> Any:
+        i = [k for k in saved["model"] if k not in ("module.sigmas", "module.all_modules.0.W")].index(key)
+        averages = saved["ema"]["shadow_params"]
+        averages[i] = value
+        return saved | {"model": saved["model"] | {key: value}}
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("ema"), r"were expected, and reading them met KeyError\('ema'\)"),
+        (in_model(without("module.sigmas")), r"were expected, and reading them met KeyError\('sigmas'\)"),
+        (list, "were expected, and reading them met TypeError"),
+        (having("model", 3), "entry 'model' must map names to tensors, and is a int"),
+        (with_averages(lambda averages: averages[1:]), r"has \d+ trained weights, and averages of \d+"),
+        (
+            with_averages(lambda averages: averages[::-1]),
+            r"'all_modules.0.weight' of shape \(64, 16\), and an average of it of shape \(3,\)",
+        ),
+        (in_model(lambda model: model | {"module.sigmas2": model.pop("module.all_modules.0.weight")}), "has 'sigmas2', and 'all_"),
+        (
+            in_both("module.all_modules.4.Conv_0.bias", torch.zeros(7)),
+            r"'all_modules.4.Conv_0.bias' of shape \(7,\), and not \(16,\)",
+        ),
+        (
+            lambda saved: saved | {"model": {"sigmas": torch.ones(2), "all_modules.0.weight": X}, "ema": {"shadow_params": [X]}},
+            "its all_modules have 0 residual blocks for 1 levels",
+        ),
+    ],
+)
+def test_score_sde_refuses_another_file_and_says_why(tmp_path: Path, damage: Damage, message: str) -> None:
+    torch.save(damage(song("DDPM++")[0]), tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=message):
+        load_score_sde(tmp_path / "checkpoint.pth")
+
+
+def test_score_sde_refuses_the_wrong_sde(tmp_path: Path) -> None:
+    for kind in ("DDPM++", "NCSN++"):
+        torch.save(song(kind)[0], tmp_path / f"{kind}.pth")
+    with pytest.raises(ValueError, match=r"sde='ve' does not fit .* by positions, as sde='vp' or 'subvp' has"):
+        load_score_sde(tmp_path / "DDPM++.pth", "ve")
+    with pytest.raises(ValueError, match=r"sde='subvp' does not fit .* by features of log sigma, as sde='ve' has"):
+        load_score_sde(tmp_path / "NCSN++.pth", "subvp")
+    with pytest.raises(ValueError, match="sde='edm' is unknown"):
+        load_score_sde(tmp_path / "DDPM++.pth", "edm")
+    with pytest.raises(ValueError, match="dtype='half' is unknown"):
+        load_score_sde(tmp_path / "DDPM++.pth", dtype="half")
+
+
+def test_networks_are_filled_for_sampling() -> None:
+    network = torch_files.fill(torch.nn.Dropout(), {}, None, "float32")
+    assert not network.training
+
+
+def test_the_loaders_import_no_framework() -> None:
+    code = "import sys, deis.model.checkpoints.ddim_unet, deis.model.checkpoints.score_sde; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,181 @@
+"""Checkpoints of the code base of "Score-based generative modelling through SDEs" (Song et al., arXiv 2011.13456) in PyTorch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ...sde import VESDE, VPSDE, SubVPSDE
+from ..predictions import Denoiser
+from . import torch_files
+from .torch_files import Shapes
+
+if TYPE_CHECKING:
+    from .ncsnpp import Architecture
+
+_KIND = "a checkpoint of DDPM++ or NCSN++ in PyTorch"
+
+
+def load_score_sde(path: str | os.PathLike[str], sde: str = "vp", device: str | None = None, dtype: str = "float32") -> Denoiser:
+    r"""Load a `.pth` of the PyTorch code base of Song et al. (arXiv 2011.13456): DDPM++ or NCSN++, trained in continuous time.
+
+    With sde="vp" or "subvp" the network takes the noise level as 999 t and predicts eps: that code divides its output by
+    -sigma(t) for the score. With "ve" the model is the score, F(2 x - 1, sigma(t)) / sigma(t) of the network F.
+
+    Parameters
+    ----------
+    path : path
+        What training wrote with torch.save: a dict of `model` (weights), `ema` (averaged weights, which are taken), `optimizer`
+        and `step`. The architecture is read off the weights.
+    sde : {"vp", "subvp", "ve"}
+        What it was trained on, as the published folders are called. VP and sub-VP have beta from 0.1 to 20; VE has the range of
+        sigma that is in the file. A file does not tell VP from sub-VP, nor training in continuous from that in discrete time.
+    device : str, optional
+        Such as "cuda".
+    dtype : {"float32", "float64"}
+        The precision of the weights, and of the x that the model takes.
+
+    Returns
+    -------
+    Denoiser
+        Its model takes x of shape (batch, channels, height, width) and t in (0, 1] of shape (batch,). Mind the range of the
+        data: [-1, 1] with VP and sub-VP, but **[0, 1] with VE**. It is that of training, and samples come out in it.
+
+    Raises
+    ------
+    FileNotFoundError
+    ImportError
+        Where torch is not installed; it names the extra.
+    ValueError
+        For an unknown sde or dtype; where the file is not such a checkpoint, and it names the first key that differs; or where
+        the embedding of the noise level is not that of the sde: features of log sigma with "ve", positions with the others.
+
+    Notes
+    -----
+    It runs what the published configurations `*_ddpmpp_*` and `*_ncsnpp_*` have: residual blocks after BigGAN, divided by
+    sqrt 2, sums for the skips from the input, and a blur at changes of resolution where the image joins on the way down or up
+    (NCSN++) but none elsewhere (DDPM++). The older networks `ddpm`, `ncsn` and `ncsnv2` of that code base are refused.
+    """
+    torch_files.check_dtype(dtype)
+    if sde not in ("vp", "subvp", "ve"):
+        raise ValueError(f"sde={sde!r} is unknown; the known ones are 'vp', 'subvp', 've'")
+    state, averages, sigmas = _parts(torch_files.read(path), path)
+    network = _network(torch_files.shapes_of(state), path)
+    if network.architecture.fourier != (sde == "ve"):
+        embedding = "features of log sigma, as sde='ve' has" if sde != "ve" else "positions, as sde='vp' or 'subvp' has"
+        raise ValueError(f"sde={sde!r} does not fit path={os.fspath(path)!r}, where the noise level enters by {embedding}")
+    network = torch_files.fill(network, _averaged(state, averages, path), device, dtype)
+    if sde == "ve":
+        exploding = _exploding(sigmas)
+        return Denoiser(_score(network, exploding), exploding, "score")
+    schedule = VPSDE.linear(0.1, 20.0) if sde == "vp" else SubVPSDE.linear(0.1, 20.0)
+    return Denoiser(lambda x, t: network(x, 999 * t.to(x.dtype)), schedule)
+
+
+def _exploding(sigmas: Any) -> VESDE:
+    """Return the schedule of the range of the training levels, which are powers and so correct to rounding only."""
+    low, high = (float(f"{float(value):.6g}") for value in (sigmas.min(), sigmas.max()))
+    return VESDE(low, high, sampling_eps=1e-5)
+
+
+def _score(network: Any, sde: VESDE) -> Callable[[Any, Any], Any]:
+    def model(x: Any, t: Any) -> Any:
+        sigma = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t.to(x.dtype)
+        return network(2 * x - 1, sigma) / sigma[:, None, None, None]
+
+    return model
+
+
+def _parts(saved: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any], Any]:
+    """Return the last weights by their names, the list of averaged ones, and the training levels of sigma."""
+    try:
+        state = torch_files.weights(saved["model"], path, "entry 'model'")
+        return state, saved["ema"]["shadow_params"], state.pop("sigmas")
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"path={os.fspath(path)!r} is not {_KIND}: 'model' with 'sigmas', and 'ema' with 'shadow_params', were expected, and "
+            f"reading them met {error!r}"
+        ) from None
+
+
+def _averaged(state: Mapping[str, Any], averages: list[Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the averaged weights by their names.
+
+    The averages are in the order of the weights, without the frequencies of Fourier features, which are not trained.
+    """
+    trained = [key for key in state if key != "all_modules.0.W"]
+    if len(averages) != len(trained):
+        raise ValueError(f"path={os.fspath(path)!r} has {len(trained)} trained weights, and averages of {len(averages)}")
+    for key, average in zip(trained, averages, strict=True):
+        if average.shape != state[key].shape:
+            raise ValueError(
+                f"path={os.fspath(path)!r} has {key!r} of shape {tuple(state[key].shape)}, and an average of it of shape "
+                f"{tuple(average.shape)}; the averages must be in the order of the weights"
+            )
+    return {**state, **dict(zip(trained, averages, strict=True))}
+
+
+def _network(found: Shapes, path: str | os.PathLike[str]) -> Any:
+    """Return the network of these weights, without values."""
+    import torch
+
+    from .ncsnpp import NCSNpp
+
+    architecture = _architecture(_modules(found, path), path)
+    with torch.device("meta"):
+        network = NCSNpp(architecture)
+    torch_files.check(found, torch_files.shapes_of(network.state_dict()), path, _KIND)
+    return network
+
+
+def _modules(found: Shapes, path: str | os.PathLike[str]) -> list[dict[str, tuple[int, ...]]]:
+    """Return for each of `all_modules` the shapes of its weights."""
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in found.items():
+        head, _, rest = key.partition(".")
+        number, _, name = rest.partition(".")
+        if head != "all_modules" or not number.isdigit():
+            raise ValueError(f"path={os.fspath(path)!r} is not {_KIND}: it has {key!r}, and 'all_modules.0...' was expected")
+        modules.setdefault(number, {})[name] = shape
+    return [modules[number] for number in sorted(modules, key=int)]
+
+
+def _kind(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return what a module is, by the names and shapes of its weights."""
+    if "NIN_0.W" in shapes and "GroupNorm_1.weight" not in shapes:
+        return "attention"
+    if {"GroupNorm_0.weight", "Conv_0.weight", "Dense_0.weight"} <= set(shapes):
+        wide = shapes["GroupNorm_0.weight"][0] != shapes["Conv_0.weight"][0]
+        return "residual" if wide or "Conv_2.weight" not in shapes else "resampling"
+    for name, kind in {"W": "fourier", "Conv2d_0.weight": "strided", "Conv_0.weight": "skip"}.items():
+        if name in shapes:
+            return kind
+    return {1: "norm", 4: "conv"}.get(len(shapes.get("weight", ())), "other")
+
+
+def _architecture(modules: list[dict[str, tuple[int, ...]]], path: str | os.PathLike[str]) -> Architecture:
+    """Return what the modules imply; what does not follow from it is for the comparison of all shapes to find."""
+    from .ncsnpp import Architecture
+
+    kinds = [_kind(shapes) for shapes in modules]
+    levels = kinds.count("resampling") // 2 + 1
+    residuals = [i for i, kind in enumerate(kinds) if kind == "residual"]
+    blocks = (len(residuals) - 2 - levels) // (2 * levels)  # of levels * blocks, 2 in the middle, levels * (blocks + 1)
+    if blocks < 1 or "conv" not in kinds:
+        raise ValueError(
+            f"path={os.fspath(path)!r} is not {_KIND}: its all_modules have {len(residuals)} residual blocks for {levels} levels, "
+            "and at least 3 for each and 2 in the middle were expected; older networks of that code base are not supported"
+        )
+    firsts = residuals[: levels * blocks : blocks]
+    conv_in = modules[kinds.index("conv")]["weight"]
+    return Architecture(
+        channels=conv_in[1],
+        features=conv_in[0],
+        widths=tuple(modules[i]["Conv_0.weight"][0] for i in firsts),
+        blocks=blocks,
+        attends=tuple(kinds[i + 1] == "attention" for i in firsts),
+        fourier=kinds[0] == "fourier",
+        input_pyramid="residual" if "strided" in kinds else "sum" if "skip" in kinds else "none",
+        output_pyramid=kinds.count("norm") > 1,
+    )
