@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.models.downsampling import downsample_2d
-from diffusers.models.upsampling import upfirdn2d_native, upsample_2d
+from diffusers.models.upsampling import upfirdn2d_native
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,44 +19,9 @@ from deis.model.checkpoints import ddim_unet, score_sde, torch_files
 from deis.model.checkpoints.ddim_unet import load_ddim
 from deis.model.checkpoints.score_sde import load_score_sde
 
+from .weights import FIR, Weights, attend, resize, waves
+
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32))
-
-
-class Weights(dict[str, Tensor]):
-    """Weights that come into being, random, where a network first asks for them, and so in the order in which it does."""
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device, self.generator = device, torch.Generator().manual_seed(0)
-
-    def __call__(self, key: str, *shape: int) -> Tensor:
-        if key not in self:
-            noise = torch.randn(shape, generator=self.generator) if self.device == "cpu" else torch.empty(shape, device="meta")
-            scale = 0.3 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5
-            self[key] = noise * scale
-        return self[key]
-
-    def group_norm(self, x: Tensor, name: str, groups: int) -> Tensor:
-        gain, bias = self(f"{name}.weight", x.shape[1]), self(f"{name}.bias", x.shape[1])
-        return functional.group_norm(x, groups, gain, bias, eps=1e-6)
-
-    def conv(self, x: Tensor, name: str, c_out: int, size: int = 3, **options: Any) -> Tensor:
-        kernel, bias = self(f"{name}.weight", c_out, x.shape[1], size, size), self(f"{name}.bias", c_out)
-        return functional.conv2d(x, kernel, bias, **({"padding": size // 2} | options))
-
-    def linear(self, x: Tensor, name: str, c_out: int) -> Tensor:
-        return functional.linear(x, self(f"{name}.weight", c_out, x.shape[1]), self(f"{name}.bias", c_out))
-
-
-def waves(t: Tensor, size: int) -> Tensor:
-    """sin and cos of t at size / 2 frequencies from 1 to 1e-4, as the transformer's positions with (i / (size / 2 - 1))."""
-    angles = t.float()[:, None] * torch.logspace(0, -4, size // 2, device=t.device)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One head over the pixels."""
-    scores = torch.einsum("bcij,bckl->bijkl", q, k) / q.shape[1] ** 0.5
-    return torch.einsum("bijkl,bckl->bcij", scores.flatten(3).softmax(-1).reshape(scores.shape), v)
 
 
 def ho(w: Weights, x: Tensor, t: Tensor, widths: Sequence[int], blocks: int, attends: Sequence[int]) -> Tensor:
@@ -143,10 +107,10 @@ def test_ddim_samples_without_gradients_or_dropout_at_the_training_times(tmp_pat
 def test_ddim_takes_the_betas_of_a_configuration(tmp_path: Path) -> None:
     torch.save(dict(ho_weights()[0]), tmp_path / "ema.ckpt")
     about = {"beta_schedule": "linear", "beta_start": 0.1, "beta_end": 0.2, "num_diffusion_timesteps": 3}
-    alpha = load_ddim(tmp_path / "ema.ckpt", {"diffusion": about}).sde.alpha([0, 1, 2])
+    alpha = load_ddim(tmp_path / "ema.ckpt", config={"diffusion": about}).sde.alpha([0, 1, 2])
     np.testing.assert_allclose(alpha**2, [0.9, 0.9 * 0.85, 0.9 * 0.85 * 0.8], rtol=1e-12)
     with pytest.raises(ValueError, match=r"'beta_schedule'.*'quad' is unknown"):
-        load_ddim(tmp_path / "ema.ckpt", {"diffusion": about | {"beta_schedule": "quad"}})
+        load_ddim(tmp_path / "ema.ckpt", config={"diffusion": about | {"beta_schedule": "quad"}})
     with pytest.raises(ValueError, match="dtype='float16' is unknown"):
         load_ddim(tmp_path / "ema.ckpt", dtype="float16")
 
@@ -219,7 +183,6 @@ def test_a_file_that_torch_did_not_write(tmp_path: Path) -> None:
         load_ddim(tmp_path / "nothing.ckpt")
 
 
-FIR = [1, 3, 3, 1]
 NETWORKS: dict[str, dict[str, Any]] = {
     "DDPM++": {"fourier": False, "fir": False, "pyramid": "none", "output_skip": False},
     "NCSN++ for VP": {"fourier": False, "fir": True, "pyramid": "residual", "output_skip": False},
@@ -243,11 +206,7 @@ class Song:
         return self.w.group_norm(x, name, min(x.shape[1] // 4, 32))
 
     def resize(self, x: Tensor, way: str) -> Tensor:
-        if way == "up":
-            return upsample_2d(x, FIR) if self.kind["fir"] else x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        if way == "down":
-            return downsample_2d(x, FIR) if self.kind["fir"] else x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
-        return x
+        return resize(x, way, self.kind["fir"])
 
     def residual(self, x: Tensor, c: int, way: str = "") -> Tensor:
         w, name = self.w, self.name()
@@ -270,7 +229,7 @@ class Song:
     def embed(self, noise: Tensor) -> None:
         features = self.widths[0]
         if self.kind["fourier"]:
-            angles = torch.outer(noise.log(), self.w(f"{self.name()}.W", features)) * 2 * torch.pi
+            angles = torch.outer(noise.log().float(), self.w(f"{self.name()}.W", features)) * 2 * torch.pi
             self.emb = torch.cat([angles.sin(), angles.cos()], dim=1)
         else:
             self.emb = waves(noise, features)
@@ -337,7 +296,7 @@ def song(kind: str, sigma_max: float = 50.0) -> tuple[dict[str, Any], Song]:
 def test_score_sde_equals_the_paper(tmp_path: Path, sde: str, kind: str) -> None:
     saved, network = song(kind)
     torch.save(saved, tmp_path / "checkpoint_8.pth")
-    denoiser = load_score_sde(tmp_path / "checkpoint_8.pth", sde)
+    denoiser = load_score_sde(tmp_path / "checkpoint_8.pth", sde=sde)
     expected = network(X, 999 * TIMES)
     torch.testing.assert_close(denoiser(X, TIMES), expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.1
@@ -353,18 +312,18 @@ def test_score_sde_equals_the_paper(tmp_path: Path, sde: str, kind: str) -> None
 def test_score_sde_with_exploding_variance_equals_the_paper(tmp_path: Path, kind: str, sigma_max: float) -> None:
     saved, network = song(kind, sigma_max)
     torch.save(saved, tmp_path / "checkpoint_24.pth")
-    denoiser = load_score_sde(tmp_path / "checkpoint_24.pth", "ve")
-    assert denoiser.sde == deis.VESDE(0.01, sigma_max, 1e-5)
-    sigma = torch.from_numpy(0.01 * (sigma_max / 0.01) ** TIMES.numpy())
-    expected = network(2 * X - 1, sigma)
-    torch.testing.assert_close(denoiser(X, TIMES) * sigma[:, None, None, None], expected, rtol=0, atol=1e-5)
-    assert (denoiser.predicts, bool(expected.std() > 0.1)) == ("score", True)
+    denoiser = load_score_sde(tmp_path / "checkpoint_24.pth", sde="ve")
+    assert denoiser.sde == deis.VESDE(0.02, 2 * sigma_max, 1e-5)
+    sigma = torch.from_numpy(0.01 * (sigma_max / 0.01) ** TIMES.numpy())[:, None, None, None]
+    score = network(X, sigma.flatten()) / sigma  # of the data in [0, 1], at (X + 1) / 2
+    torch.testing.assert_close(denoiser(X, TIMES), (-sigma * score).float(), rtol=0, atol=1e-5)
+    assert (denoiser.predicts, bool(score.std() > 0.1)) == ("eps", True)
 
 
 @pytest.mark.parametrize(("kind", "sde"), [("DDPM++", "vp"), ("NCSN++", "ve")])
 def test_score_sde_samples_without_gradients(tmp_path: Path, kind: str, sde: str) -> None:
     torch.save(song(kind)[0], tmp_path / "checkpoint.pth")
-    denoiser = load_score_sde(tmp_path / "checkpoint.pth", sde, dtype="float64")
+    denoiser = load_score_sde(tmp_path / "checkpoint.pth", sde=sde, dtype="float64")
     output = denoiser(X.double(), TIMES.double())
     assert (output.dtype, output.requires_grad) == (torch.float64, False)
     sample = deis.sample(deis.make_plan(denoiser.sde, "tab2", 3), denoiser, X.double() * float(denoiser.sde.sigma(1.0)))
@@ -445,11 +404,11 @@ def test_score_sde_refuses_the_wrong_sde(tmp_path: Path) -> None:
     for kind in ("DDPM++", "NCSN++"):
         torch.save(song(kind)[0], tmp_path / f"{kind}.pth")
     with pytest.raises(ValueError, match=r"sde='ve' does not fit .* by positions, as sde='vp' or 'subvp' has"):
-        load_score_sde(tmp_path / "DDPM++.pth", "ve")
+        load_score_sde(tmp_path / "DDPM++.pth", sde="ve")
     with pytest.raises(ValueError, match=r"sde='subvp' does not fit .* by features of log sigma, as sde='ve' has"):
-        load_score_sde(tmp_path / "NCSN++.pth", "subvp")
+        load_score_sde(tmp_path / "NCSN++.pth", sde="subvp")
     with pytest.raises(ValueError, match="sde='edm' is unknown"):
-        load_score_sde(tmp_path / "DDPM++.pth", "edm")
+        load_score_sde(tmp_path / "DDPM++.pth", sde="edm")
     with pytest.raises(ValueError, match="dtype='half' is unknown"):
         load_score_sde(tmp_path / "DDPM++.pth", dtype="half")
 

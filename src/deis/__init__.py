@@ -6,9 +6,10 @@ from .methods import get_method, make_plan
 from .methods.adams import adams
 from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
 from .model.guidance import classifier_free, classifier_guided, guided
+from .model.load import load_model
 from .model.norm import measure_norm
 from .model.predictions import Denoiser, edm_preconditioned
-from .model.pretrained import Pretrained, load_model
+from .model.pretrained import Pretrained
 from .model.threshold import dynamic_threshold, static_threshold
 from .plan import Plan, load_plan
 from .run import sample

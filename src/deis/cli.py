@@ -24,7 +24,8 @@ from .calibration import calibrate, calibration_report
 from .files import replacing
 from .grids import PHASES
 from .methods import KNOWN, make_plan
-from .model.pretrained import Pretrained, load_model
+from .model.load import load_model
+from .model.pretrained import Pretrained
 from .plan import Plan, load_plan
 from .run import sample
 from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE

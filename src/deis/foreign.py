@@ -48,6 +48,13 @@ def like(x: NDArray[Any], other: Any) -> Any:
     return array_namespace(other).asarray(x, dtype=other.dtype)
 
 
+def labels_like(labels: Any, x: Any) -> Any:
+    """Return labels of any framework, or None, as a torch tensor on the device of x."""
+    if labels is None or is_torch(labels):
+        return labels
+    return sys.modules["torch"].as_tensor(labels, device=x.device)
+
+
 def no_grad(x: object) -> AbstractContextManager[Any]:
     """Return the context in which torch records no gradients; for others, one that does nothing."""
     return sys.modules["torch"].no_grad() if is_torch(x) else nullcontext()

@@ -26,6 +26,7 @@ from .diffusers_config import (
     DPM,
     FAMILIES,
     FLOW,
+    PREDICTS,
     SHORT,
     UNSUPPORTED,
     WHEN_SHORT,
@@ -41,7 +42,6 @@ from .diffusers_config import (
 from .levels import FLOAT32
 
 Array = NDArray[np.float64]
-_PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -115,10 +115,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         shift: float | None = None,
         use_dynamic_shifting: bool | None = None,
     ) -> None:
-        if prediction_type not in _PREDICTS:
-            raise ValueError(
-                f"prediction_type={prediction_type!r} is unknown; the known ones are {', '.join(map(repr, _PREDICTS))}"
-            )
+        if prediction_type not in PREDICTS:
+            raise ValueError(f"prediction_type={prediction_type!r} is unknown; the known ones are {', '.join(map(repr, PREDICTS))}")
         if times not in {family.times for family in FAMILIES.values()}:
             raise ValueError(f"times={times!r} names no scheduler whose times are known; {DPM!r} is the usual one")
         if plan is not None and is_flow(self.config):
@@ -129,7 +127,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.sde: Schedule = schedule_of(self.config, kind)
         self._given = None if plan is None else Plan.from_document(plan)
         self._shift = 0.0 if is_flow(self.config) else 1.0 if self._given is None else self._shift_of(self._given)
-        self._predicts = "flow" if times == FLOW else _PREDICTS[prediction_type]
+        self._predicts = "flow" if times == FLOW else PREDICTS[prediction_type]
         self._threshold = _threshold(self.config)
         self._builder(0)  # refuses what is unknown
         self.init_noise_sigma = 1.0

@@ -27,6 +27,7 @@ _SPACING = frozenset(
     use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift shift use_dynamic_shifting time_shift_type shift_terminal
     """.split()  # noqa: SIM905
 )
+PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _ROUNDING = 1e-3  # of times from noise levels in float32
 SHORT = 15
 WHEN_SHORT = f"below {SHORT} steps"

@@ -1,4 +1,4 @@
-"""Trained networks in a folder: the diffusers model folder with a `deis.json` beside it that says how the network was trained."""
+"""Trained networks, and those in a folder: diffusers' model folder with a `deis.json` that says how it was trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..foreign import is_torch
+from ..foreign import labels_like
 from ..methods import make_plan
 from ..plan import Plan, load_plan
 from ..sde import VPSDE, Schedule
@@ -36,13 +36,18 @@ class Pretrained:
     predicts : str
         What it predicts; see `deis.Denoiser`.
     shape : tuple of int
-        (channels, height, width) of one sample; samples lie in [-1, 1].
+        (channels, height, width) of one sample; samples lie in [-1, 1], or are latents, see `decode`.
     num_classes, null_class : int or None
         The labels 0 ... num_classes - 1, and the label that means none; None for an unconditional network.
     time_scale : float
         The network takes time_scale * t.
     plans : mapping of int to Plan
         Calibrated plans by their evaluations, for guidance 1; see `plan`.
+    embed : callable, optional
+        Of a network that is conditioned on something else than classes: embed(labels) -> (condition, null), each of shape
+        (batch, ...), of what `conditional` is given, such as prompts.
+    decode : callable, optional
+        Of a network of latents: decode(x) -> images in [-1, 1].
     """
 
     net: Network
@@ -53,6 +58,8 @@ class Pretrained:
     null_class: int | None
     time_scale: float
     plans: Mapping[int, Plan] = field(default_factory=dict)
+    embed: Callable[[Any], tuple[Any, Any]] | None = None
+    decode: Callable[[Any], Any] | None = None
 
     def plan(self, nfe: int = 10) -> Plan:
         """Return the calibrated plan that came with the network, or where there is none for nfe evaluations that of "auto"."""
@@ -75,7 +82,7 @@ class Pretrained:
         Parameters
         ----------
         labels : array of int of shape (batch,), optional
-            Without them the network is asked for no class.
+            Without them the network is asked for no class. For a network of text a sequence of prompts.
         guidance, rescale, interval
             See `deis.guided`; a guidance of 1 is the plain conditional network, in one call, and any other weight evaluates the
             network with and without the labels in one call on a batch of twice the size.
@@ -91,6 +98,10 @@ class Pretrained:
             if guidance != 1:
                 raise ValueError(f"guidance={guidance!r} needs labels to guide to; give them, or guidance=1")
             return Denoiser(self, self.sde, self.predicts, threshold)
+        if self.embed is not None:
+            condition, null = self.embed(labels)
+            model = classifier_free(self._evaluate, condition, null, guidance, rescale=rescale, interval=interval)
+            return Denoiser(model, self.sde, self.predicts, threshold)
         if self.num_classes is None:
             raise ValueError("labels were given, and this network has no classes; leave them out")
         labels = np.asarray(labels)
@@ -113,17 +124,22 @@ class Pretrained:
         return self.net(x, self.time_scale * t, labels)
 
 
-def load_model(
-    folder: str | os.PathLike[str] | None = None, backend: str = "torch", device: str | None = None, dtype: str = "float32"
+def embedded(backend: str, device: str | None, dtype: str) -> Pretrained:
+    """Load the class-conditional MNIST network that ships with the library; see `load_folder`."""
+    with as_file(files("deis") / "assets" / "mnist") as path:
+        return load_folder(path, backend, device, dtype)
+
+
+def load_folder(
+    folder: str | os.PathLike[str], backend: str = "torch", device: str | None = None, dtype: str = "float32"
 ) -> Pretrained:
-    """Load a trained network.
+    """Load a diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
+
+    The plans in its folder `plans`, where there is one, are its own.
 
     Parameters
     ----------
-    folder : path, optional
-        A diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it; the
-        plans in its folder `plans`, where there is one, are its own.
-        Without it: the class-conditional MNIST network that ships with the library.
+    folder : path
     backend : {"torch", "jax"}
         torch runs diffusers' own module, JAX a Flax NNX module of the same weights.
     device : str, optional
@@ -138,15 +154,8 @@ def load_model(
     ImportError
         Where the backend's packages are not installed; it names the extra that has them.
     ValueError
-        For an unknown backend, or a `deis.json` that cannot be understood.
+        For a `deis.json` that cannot be understood.
     """
-    if backend not in ("torch", "jax"):
-        raise ValueError(f"backend={backend!r} is unknown; the known ones are 'torch', 'jax'")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r} is unknown; the known ones are 'float32', 'float64'")
-    if folder is None:
-        with as_file(files("deis") / "assets" / "mnist") as path:
-            return load_model(path, backend, device, dtype)
     folder = Path(folder)
     for name in ("config.json", "deis.json", "diffusion_pytorch_model.safetensors"):
         if not (folder / name).is_file():
@@ -185,9 +194,7 @@ def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:
     unet = unet.to(device or "cpu").eval().requires_grad_(False)
 
     def net(x: Any, t: Any, labels: Any) -> Any:
-        if labels is not None and not is_torch(labels):
-            labels = torch.as_tensor(labels, device=x.device)
-        return unet(x, t, labels, return_dict=False)[0]
+        return unet(x, t, labels_like(labels, x), return_dict=False)[0]
 
     return net
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...sde import VPSDE
-from ..predictions import Denoiser
+from ..pretrained import Pretrained
 from . import torch_files
 from .torch_files import Shapes
 
@@ -39,8 +39,13 @@ _ATTENTION_MATRIX = re.compile(r"\.(q|k|v|proj_out)\.weight$")
 
 
 def load_ddim(
-    path: str | os.PathLike[str], config: Mapping[str, Any] | None = None, device: str | None = None, dtype: str = "float32"
-) -> Denoiser:
+    path: str | os.PathLike[str],
+    device: str | None = None,
+    dtype: str = "float32",
+    *,
+    config: Mapping[str, Any] | None = None,
+    size: int | None = None,
+) -> Pretrained:
     r"""Load a checkpoint of the code base of DDIM (Song et al., arXiv 2010.02502) or PNDM (Liu et al., arXiv 2202.09778).
 
     The network predicts eps of x = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps at the integer times t = 0 ... N - 1, with
@@ -51,18 +56,16 @@ def load_ddim(
     path : path
         What torch.save wrote: a state dict (`ema_*.ckpt`), or the list [weights, optimizer, epoch, step, averaged weights] of
         training (`ckpt.pth`), of which the averaged weights are taken, or where it has but four entries the first.
-    config : mapping, optional
-        The code base's YAML file, as read; of it only the section `diffusion` is used, for a network that was trained with
-        other betas than 1e-4 ... 0.02 in 1000 steps. The architecture is read off the weights.
     device : str, optional
         Such as "cuda".
     dtype : {"float32", "float64"}
         The precision of the weights, and of the x that the model takes.
-
-    Returns
-    -------
-    Denoiser
-        Its model takes x of shape (batch, channels, height, width) and t of shape (batch,).
+    config : mapping, optional
+        The code base's YAML file, as read; of it only the section `diffusion` is used, for a network that was trained with
+        other betas than 1e-4 ... 0.02 in 1000 steps. The architecture is read off the weights.
+    size : int, optional
+        Of the images, height and width. By default that at which the first attention is at 16 x 16, as in all published
+        networks: 32 for CIFAR-10, 64 for CelebA, 256 for LSUN. A file does not tell it.
 
     Raises
     ------
@@ -72,20 +75,37 @@ def load_ddim(
     ValueError
         Where the file is not such a checkpoint, and it names the first key that differs; for an unknown dtype; for betas that
         are not linear.
-
-    Notes
-    -----
-    A file does not tell the size of its images. In the published networks attention is at 16 x 16, and so CIFAR-10's
-    multipliers 1, 2, 2, 2 mean 32 x 32, CelebA's 1, 2, 2, 2, 4 mean 64 x 64, and LSUN's 1, 1, 2, 2, 4, 4 mean 256 x 256.
     """
     torch_files.check_dtype(dtype)
+    return of_saved(torch_files.read(path), path, device, dtype, config=config, size=size)
+
+
+def recognises(saved: Any) -> bool:
+    """Tell whether what a file holds looks like such a checkpoint."""
+    inner = saved[-1 if len(saved) == 5 else 0] if isinstance(saved, (list, tuple)) and saved else saved
+    return isinstance(inner, Mapping) and any(str(key).endswith("temb.dense.0.weight") for key in inner)
+
+
+def of_saved(
+    saved: Any,
+    path: str | os.PathLike[str],
+    device: str | None,
+    dtype: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    size: int | None = None,
+) -> Pretrained:
+    """Return the network of what was read from a file; see `load_ddim`."""
     sde = _schedule((config or {}).get("diffusion", {}))
-    saved, part = _unwrap(torch_files.read(path), path)
-    state = torch_files.weights(saved, path, part)
+    state = torch_files.weights(*_unwrap(saved, path), path)
     unet, names = _network(torch_files.shapes_of(state), path)
     shapes = torch_files.shapes_of(unet.state_dict())
     unet = torch_files.fill(unet, {key: state[name].reshape(shapes[key]) for key, name in names.items()}, device, dtype)
-    return Denoiser(lambda x, t: unet(x, t, return_dict=False)[0], sde)
+    attends = [kind == "AttnDownBlock2D" for kind in unet.config.down_block_types]
+    size = size or torch_files.size_of(attends, path)
+    return Pretrained(
+        lambda x, t, labels: unet(x, t, return_dict=False)[0], sde, "eps", (unet.config.in_channels, size, size), None, None, 1.0
+    )
 
 
 def _schedule(about: Mapping[str, Any]) -> VPSDE:

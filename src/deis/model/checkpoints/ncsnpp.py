@@ -35,6 +35,10 @@ class Architecture:
         in a chain of strided convolutions that becomes the state itself.
     output_pyramid : bool
         Whether the output is a sum of one image from each level ("output skip").
+    fir : bool
+        Whether the resolution changes through a blur, and not by means and copies of pixels.
+    classes : int
+        The labels 0 ... classes - 1, or 0 for a network without them.
     """
 
     channels: int
@@ -45,11 +49,8 @@ class Architecture:
     fourier: bool
     input_pyramid: str
     output_pyramid: bool
-
-    @property
-    def fir(self) -> bool:
-        """Whether resolution changes through a blur; every published network with a pyramid does so, and no other does."""
-        return self.input_pyramid != "none" or self.output_pyramid
+    fir: bool
+    classes: int = 0
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -61,14 +62,14 @@ def _conv(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class FourierFeatures(nn.Module):
-    """[sin, cos](2 pi W log sigma), with W drawn once and never trained."""
+    """[sin, cos](2 pi W s) of the noise level s, with W drawn once and never trained."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.empty(size), requires_grad=False)
 
-    def forward(self, sigma: Tensor) -> Tensor:
-        angles = 2 * math.pi * sigma.log()[:, None] * self.W
+    def forward(self, noise: Tensor) -> Tensor:
+        angles = 2 * math.pi * noise[:, None] * self.W
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -179,8 +180,9 @@ class StridedBlur(nn.Module):
 class NCSNpp(nn.Module):
     """The network itself: x of shape (batch, channels, height, width) and its noise level, of shape (batch,), to an image.
 
-    The noise level is sigma with Fourier features and a position otherwise; the image is not divided by sigma. `all_modules` are
-    in the order of the files, in which the forward pass uses each of them once.
+    The noise level enters as Fourier features (of log sigma, as Song et al. have it) or as a position; the image is not divided by
+    sigma. `all_modules` are in the order of the files, in which the forward pass uses each of them once. With classes, `labels`
+    are of shape (batch,), and `classes` itself stands for none.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -199,9 +201,12 @@ class NCSNpp(nn.Module):
 
     def _build_embedding(self) -> None:
         a, add = self.architecture, self.all_modules.append
+        size = a.features * (2 if a.fourier else 1)
         if a.fourier:
             add(FourierFeatures(a.features))
-        add(nn.Linear(a.features * (2 if a.fourier else 1), 4 * a.features))
+        if a.classes:
+            self.map_label = nn.Linear(a.classes, size)
+        add(nn.Linear(size, 4 * a.features))
         add(nn.Linear(4 * a.features, 4 * a.features))
 
     def _build_down(self) -> list[int]:
@@ -239,9 +244,14 @@ class NCSNpp(nn.Module):
             if i > 0:
                 add(self._residual(c, c, "up"))
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         a, modules = self.architecture, iter(self.all_modules)
         emb = next(modules)(noise) if a.fourier else positions(noise, a.features)
+        if a.classes:
+            if labels is None:
+                labels = torch.full((len(x),), a.classes, device=x.device)
+            one_hot = functional.one_hot(labels, a.classes + 1)[:, : a.classes].to(x.dtype)
+            emb = emb + self.map_label(one_hot * math.sqrt(a.classes))
         emb = next(modules)(emb)
         emb = next(modules)(functional.silu(emb))
         skips = self._down(modules, x, emb)

@@ -1,52 +1,59 @@
-"""Checkpoints of the code base of "Score-based generative modelling through SDEs" (Song et al., arXiv 2011.13456) in PyTorch."""
+"""Checkpoints of the code base of "Score-based generative modelling through SDEs" (Song et al., arXiv 2011.13456)."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ...sde import VESDE, VPSDE, SubVPSDE
-from ..predictions import Denoiser
-from . import torch_files
+from ..pretrained import Network, Pretrained
+from . import flax_files, torch_files
 from .torch_files import Shapes
 
 if TYPE_CHECKING:
     from .ncsnpp import Architecture
 
-_KIND = "a checkpoint of DDPM++ or NCSN++ in PyTorch"
+_KIND = "a checkpoint of DDPM++ or NCSN++"
 
 
-def load_score_sde(path: str | os.PathLike[str], sde: str = "vp", device: str | None = None, dtype: str = "float32") -> Denoiser:
-    r"""Load a `.pth` of the PyTorch code base of Song et al. (arXiv 2011.13456): DDPM++ or NCSN++, trained in continuous time.
+def load_score_sde(
+    path: str | os.PathLike[str], device: str | None = None, dtype: str = "float32", *, sde: str = "vp", size: int | None = None
+) -> Pretrained:
+    r"""Load DDPM++ or NCSN++ as trained in continuous time by Song et al. (arXiv 2011.13456), in PyTorch or in JAX.
 
-    With sde="vp" or "subvp" the network takes the noise level as 999 t and predicts eps: that code divides its output by
-    -sigma(t) for the score. With "ve" the model is the score, F(2 x - 1, sigma(t)) / sigma(t) of the network F.
+    The network F takes x in the scale of data in [-1, 1] and predicts eps = F(x, 999 t) with sde="vp" or "subvp". With "ve" the
+    code base has data in [0, 1] and F(2 x - 1, sigma) / sigma for the score, that is to say eps = -F(x, sigma / 2) where x
+    and sigma are of data in [-1, 1], as they are here.
 
     Parameters
     ----------
     path : path
-        What training wrote with torch.save: a dict of `model` (weights), `ema` (averaged weights, which are taken), `optimizer`
-        and `step`. The architecture is read off the weights.
-    sde : {"vp", "subvp", "ve"}
-        What it was trained on, as the published folders are called. VP and sub-VP have beta from 0.1 to 20; VE has the range of
-        sigma that is in the file. A file does not tell VP from sub-VP, nor training in continuous from that in discrete time.
+        What training wrote. In PyTorch (`checkpoint_8.pth`) a dict of `model` (weights), `ema` (averaged weights, which are
+        taken), `optimizer` and `step`; in JAX (`checkpoint_8`) Flax's MessagePack of the same, with `params_ema`. The
+        architecture is read off the weights.
     device : str, optional
         Such as "cuda".
     dtype : {"float32", "float64"}
         The precision of the weights, and of the x that the model takes.
+    sde : {"vp", "subvp", "ve"}
+        What it was trained on, as the published folders are called. VP and sub-VP have beta from 0.1 to 20. VE has sigma from
+        0.01 to 50 for data in [0, 1], unless the file has other levels. A file does not tell VP from sub-VP, nor training in
+        continuous from that in discrete time.
+    size : int, optional
+        Of the images, height and width. By default that at which attention is at 16 x 16 (PyTorch), or the smallest level is
+        4 x 4 (JAX, whose files do not tell where attention is); both are so in the published networks up to 256 x 256.
 
     Returns
     -------
-    Denoiser
-        Its model takes x of shape (batch, channels, height, width) and t in (0, 1] of shape (batch,). Mind the range of the
-        data: [-1, 1] with VP and sub-VP, but **[0, 1] with VE**. It is that of training, and samples come out in it.
+    Pretrained
 
     Raises
     ------
     FileNotFoundError
     ImportError
-        Where torch is not installed; it names the extra.
+        Where torch, or for JAX's files flax, is not installed; it names the extra.
     ValueError
         For an unknown sde or dtype; where the file is not such a checkpoint, and it names the first key that differs; or where
         the embedding of the noise level is not that of the sde: features of log sigma with "ve", positions with the others.
@@ -58,39 +65,71 @@ def load_score_sde(path: str | os.PathLike[str], sde: str = "vp", device: str | 
     (NCSN++) but none elsewhere (DDPM++). The older networks `ddpm`, `ncsn` and `ncsnv2` of that code base are refused.
     """
     torch_files.check_dtype(dtype)
+    saved = flax_files.read(path) if flax_files.is_flax(path) else torch_files.read(path)
+    return of_saved(saved, path, device, dtype, sde=sde, size=size)
+
+
+def recognises(saved: Any) -> bool:
+    """Tell whether what a file holds looks like such a checkpoint."""
+    return isinstance(saved, Mapping) and ("params_ema" in saved or {"model", "ema"} <= set(saved))
+
+
+def of_saved(
+    saved: Any,
+    path: str | os.PathLike[str],
+    device: str | None,
+    dtype: str,
+    *,
+    sde: str = "vp",
+    size: int | None = None,
+) -> Pretrained:
+    """Return the network of what was read from a file; see `load_score_sde`."""
     if sde not in ("vp", "subvp", "ve"):
         raise ValueError(f"sde={sde!r} is unknown; the known ones are 'vp', 'subvp', 've'")
-    state, averages, sigmas = _parts(torch_files.read(path), path)
-    network = _network(torch_files.shapes_of(state), path)
-    if network.architecture.fourier != (sde == "ve"):
+    levels = (0.01, 50.0)
+    if isinstance(saved, Mapping) and "params_ema" in saved:
+        state = flax_files.weights(saved["params_ema"], path, size)
+        network = _network(torch_files.shapes_of(state), path)
+        size = size or 4 << (len(network.architecture.widths) - 1)
+    else:
+        last, averages, sigmas = _parts(saved, path)
+        network, levels = _network(torch_files.shapes_of(last), path), _range(sigmas)
+        size = size or torch_files.size_of(network.architecture.attends, path)
+        state = _averaged(last, averages, path)
+    architecture = network.architecture
+    if architecture.fourier != (sde == "ve"):
         embedding = "features of log sigma, as sde='ve' has" if sde != "ve" else "positions, as sde='vp' or 'subvp' has"
         raise ValueError(f"sde={sde!r} does not fit path={os.fspath(path)!r}, where the noise level enters by {embedding}")
-    network = torch_files.fill(network, _averaged(state, averages, path), device, dtype)
+    network = torch_files.fill(network, state, device, dtype)
+    shape = (architecture.channels, size, size)
     if sde == "ve":
-        exploding = _exploding(sigmas)
-        return Denoiser(_score(network, exploding), exploding, "score")
-    schedule = VPSDE.linear(0.1, 20.0) if sde == "vp" else SubVPSDE.linear(0.1, 20.0)
-    return Denoiser(lambda x, t: network(x, 999 * t.to(x.dtype)), schedule)
+        schedule, net = exploding(network, *levels)
+        return Pretrained(net, schedule, "eps", shape, None, None, 1.0)
+    preserving = VPSDE.linear(0.1, 20.0) if sde == "vp" else SubVPSDE.linear(0.1, 20.0)
+    return Pretrained(lambda x, t, labels: network(x, t.to(x.dtype)), preserving, "eps", shape, None, None, 999.0)
 
 
-def _exploding(sigmas: Any) -> VESDE:
-    """Return the schedule of the range of the training levels, which are powers and so correct to rounding only."""
+def _range(sigmas: Any) -> tuple[float, float]:
+    """Return the least and the greatest of the training levels, which are powers and so correct to rounding only."""
     low, high = (float(f"{float(value):.6g}") for value in (sigmas.min(), sigmas.max()))
-    return VESDE(low, high, sampling_eps=1e-5)
+    return low, high
 
 
-def _score(network: Any, sde: VESDE) -> Callable[[Any, Any], Any]:
-    def model(x: Any, t: Any) -> Any:
-        sigma = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** t.to(x.dtype)
-        return network(2 * x - 1, sigma) / sigma[:, None, None, None]
+def exploding(network: Network, low: float, high: float) -> tuple[VESDE, Network]:
+    """Return the schedule and the eps of F(x, log sigma, labels), where sigma, from low to high, is of data in [0, 1]."""
+    sde = VESDE(2 * low, 2 * high, sampling_eps=1e-5)
+    ratio = math.log(high / low)
 
-    return model
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        return -network(x, t.to(x.dtype) * ratio + math.log(low), labels)
+
+    return sde, net
 
 
 def _parts(saved: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any], Any]:
     """Return the last weights by their names, the list of averaged ones, and the training levels of sigma."""
     try:
-        state = torch_files.weights(saved["model"], path, "entry 'model'")
+        state = torch_files.weights(saved["model"], "entry 'model'", path)
         return state, saved["ema"]["shadow_params"], state.pop("sigmas")
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
@@ -169,6 +208,10 @@ def _architecture(modules: list[dict[str, tuple[int, ...]]], path: str | os.Path
         )
     firsts = residuals[: levels * blocks : blocks]
     conv_in = modules[kinds.index("conv")]["weight"]
+    input_pyramid, output_pyramid = (
+        "residual" if "strided" in kinds else "sum" if "skip" in kinds else "none",
+        kinds.count("norm") > 1,
+    )
     return Architecture(
         channels=conv_in[1],
         features=conv_in[0],
@@ -176,6 +219,7 @@ def _architecture(modules: list[dict[str, tuple[int, ...]]], path: str | os.Path
         blocks=blocks,
         attends=tuple(kinds[i + 1] == "attention" for i in firsts),
         fourier=kinds[0] == "fourier",
-        input_pyramid="residual" if "strided" in kinds else "sum" if "skip" in kinds else "none",
-        output_pyramid=kinds.count("norm") > 1,
+        input_pyramid=input_pyramid,
+        output_pyramid=output_pyramid,
+        fir=input_pyramid != "none" or output_pyramid,  # in every published network with a pyramid, and in no other
     )

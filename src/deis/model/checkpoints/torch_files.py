@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Return what torch.save wrote, on the CPU; only tensors and plain containers, so that no file can run code.
+    """Return what torch.save or safetensors wrote, on the CPU; only tensors and plain containers, so that no file can run code.
 
     Raises
     ------
@@ -19,12 +20,14 @@ def read(path: str | os.PathLike[str]) -> Any:
     ImportError
         Where torch is not installed; it names the extra that has it.
     ValueError
-        Where the file was not written by torch.save, or holds other objects.
+        Where the file was written by neither, or holds other objects.
     """
     try:
         import torch
     except ImportError as error:
         raise ImportError(f"a PyTorch checkpoint needs torch ({error}): pip install 'deis-samplers[torch]'") from error
+    if Path(path).suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
@@ -32,7 +35,17 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"path={os.fspath(path)!r} is not a file of tensors that torch.save wrote: {reason}") from None
 
 
-def weights(saved: Any, path: str | os.PathLike[str], part: str) -> dict[str, Any]:
+def _read_safetensors(path: str | os.PathLike[str]) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"path={os.fspath(path)!r} cannot be read as safetensors: {error}") from None
+
+
+def weights(saved: Any, part: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return a state dict by the names of its tensors, without the `module.` that `torch.nn.DataParallel` puts before them.
 
     Raises
@@ -46,6 +59,19 @@ def weights(saved: Any, path: str | os.PathLike[str], part: str) -> dict[str, An
         if not hasattr(value, "shape"):
             raise ValueError(f"path={os.fspath(path)!r}: {part} must map names to tensors, and {key!r} is a {type(value).__name__}")
     return {key.removeprefix("module."): value for key, value in saved.items()}
+
+
+def size_of(attends: Sequence[bool], path: str | os.PathLike[str]) -> int:
+    """Return the size of the images with which the first level that has attention is at 16 x 16.
+
+    Raises
+    ------
+    ValueError
+        Where no level has it.
+    """
+    if not any(attends):
+        raise ValueError(f"path={os.fspath(path)!r} has no attention by which to tell the size of its images; give size=")
+    return 16 << list(attends).index(True)
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

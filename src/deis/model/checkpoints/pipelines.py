@@ -1,0 +1,154 @@
+"""Networks of diffusers' pipelines, from a folder or the hub: of images, of latents by class, and of latents by text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...foreign import labels_like
+from ...sde import VPSDE, FlowMatching, Schedule
+from ..pretrained import Network, Pretrained
+
+_TINY = 2.0**-24  # what diffusers, too, takes for an alphas_cumprod of 0
+
+
+def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype: str = "float32") -> Pretrained:
+    """Load the network of a pipeline of diffusers, with its schedule and its prediction from the pipeline's scheduler.
+
+    Parameters
+    ----------
+    spec : path or str
+        A folder with a `model_index.json`, or the name of one on the hub, such as "google/ddpm-cifar10-32".
+    device : str, optional
+        Such as "cuda".
+    dtype : {"float32", "float64"}
+        The precision of the weights, and of the x that the model takes.
+
+    Returns
+    -------
+    Pretrained
+        Of a `UNet2DModel` (DDPM and the like), a `DiTTransformer2DModel`, or a `UNet2DConditionModel` conditioned on text (Stable
+        Diffusion 1 and 2). Where the pipeline has an autoencoder, samples are latents, and `decode` makes images of them; with
+        text, `conditional` takes prompts for labels, and its guidance is away from the empty prompt.
+
+    Raises
+    ------
+    ImportError
+        Where diffusers, or transformers for text, is not installed; it names the extra.
+    ValueError
+        Where spec is no pipeline; or for other networks and schedules. `pipe.scheduler = PlanScheduler.from_config(...)` runs
+        plans in any pipeline.
+    """
+    try:
+        import torch
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(f"a pipeline needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
+    try:
+        pipe = DiffusionPipeline.from_pretrained(spec, torch_dtype=getattr(torch, dtype))
+    except OSError as error:
+        raise ValueError(f"spec={os.fspath(spec)!r} is no pipeline that diffusers can load: {error}") from error
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device or "cpu").eval().requires_grad_(False)
+    return of_pipeline(pipe)
+
+
+def of_pipeline(pipe: Any) -> Pretrained:
+    """Return the network of a pipeline of diffusers; see `load_pipeline`."""
+    parts = pipe.components
+    network = parts.get("unet") or parts.get("transformer")
+    sde, predicts, scale = _schedule(parts["scheduler"])
+    kind = type(network).__name__
+    config = network.config if kind in _KINDS else None
+    if config is None or config.get("addition_embed_type") is not None:
+        raise ValueError(
+            f"{type(pipe).__name__} has a {kind} that load_model cannot run by itself; let the pipeline run it, with "
+            "pipe.scheduler = deis.adapters.diffusers.PlanScheduler.from_config(pipe.scheduler.config, method='auto')"
+        )
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    net, classes, null, embed = _KINDS[kind](pipe, network)
+    shape = (config.in_channels, height, width)
+    decode = _decoder(parts.get("vae", parts.get("vqvae")))
+    return Pretrained(net, sde, predicts, shape, classes, null, scale, embed=embed, decode=decode)
+
+
+def _schedule(scheduler: Any) -> tuple[Schedule, str, float]:
+    """Return the noise schedule, what the network predicts, and its unit of time."""
+    from ...adapters.diffusers_config import FLOW, PREDICTS
+
+    config = scheduler.config
+    if type(scheduler).__name__ == FLOW:
+        return FlowMatching(), "flow", float(config.num_train_timesteps)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    predicts = PREDICTS.get(config.get("prediction_type", "epsilon"))
+    if alphas is None or predicts is None:
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction_type={config.get('prediction_type')!r} has no schedule known here; give "
+            " the network to deis.Denoiser with the schedule it was trained on"
+        )
+    return VPSDE.discrete(np.maximum(alphas.double().numpy(), _TINY)), predicts, 1.0
+
+
+Parts = tuple[Network, int | None, int | None, Callable[[Any], tuple[Any, Any]] | None]
+"""net(x, t, labels), the number of classes, the label for none, and what makes conditions of other labels."""
+
+
+def _of_images(pipe: Any, unet: Any) -> Parts:
+    classes = unet.config.num_class_embeds
+
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        return unet(x, t, labels_like(labels, x), return_dict=False)[0][:, : x.shape[1]]  # a variance may follow
+
+    return net, classes, None, None
+
+
+def _of_classes(pipe: Any, transformer: Any) -> Parts:
+    classes = transformer.config.num_embeds_ada_norm
+
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        return transformer(x, timestep=t, class_labels=labels_like(labels, x), return_dict=False)[0][
+            :, : x.shape[1]
+        ]  # a variance follows
+
+    return net, classes, classes, None
+
+
+def _of_text(pipe: Any, unet: Any) -> Parts:
+    if pipe.components.get("text_encoder") is None or pipe.components.get("tokenizer") is None:
+        raise ValueError(f"{type(pipe).__name__} lacks its text encoder or tokenizer, which conditions come from")
+
+    def embed(prompts: Sequence[str]) -> tuple[Any, Any]:
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"labels={prompts!r} must be a sequence of prompts, one a sample, for this network")
+        return pipe.encode_prompt(list(map(str, prompts)), unet.device, 1, do_classifier_free_guidance=True)[:2]
+
+    def net(x: Any, t: Any, condition: Any) -> Any:
+        if condition is None:
+            condition = embed([""])[0].expand(len(x), -1, -1)
+        return unet(x, t, encoder_hidden_states=condition, return_dict=False)[0]
+
+    return net, None, None, embed
+
+
+_KINDS: dict[str, Callable[[Any, Any], Parts]] = {
+    "UNet2DModel": _of_images,
+    "DiTTransformer2DModel": _of_classes,
+    "UNet2DConditionModel": _of_text,
+}
+
+
+def _decoder(autoencoder: Any) -> Callable[[Any], Any] | None:
+    """Return the map of latents to images, or None without an autoencoder."""
+    if autoencoder is None:
+        return None
+    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.get("shift_factor") or 0.0
+
+    def decode(z: Any) -> Any:
+        return autoencoder.decode(z / scale + shift, return_dict=False)[0]
+
+    return decode

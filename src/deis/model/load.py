@@ -1,0 +1,112 @@
+"""`deis.load_model`: a trained network from whatever holds it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .pretrained import Pretrained, embedded, load_folder
+
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_model(
+    spec: str | os.PathLike[str] | None = None,
+    backend: str = "torch",
+    device: str | None = None,
+    dtype: str = "float32",
+    **options: Any,
+) -> Pretrained:
+    """Load a trained network: what spec is, is told by its content.
+
+    Parameters
+    ----------
+    spec : path or str, optional
+        Without it, the class-conditional MNIST network that ships with the library. Otherwise
+
+        - a folder with a `deis.json`, as `training/train_mnist.py` writes it: `deis.model.pretrained.load_folder`;
+        - a folder with a `model_index.json`, or a name on the hub such as "google/ddpm-cifar10-32", of a diffusers pipeline,
+          Stable Diffusion's included: `deis.model.checkpoints.pipelines.load_pipeline`;
+        - a checkpoint of the code base of DDIM or PNDM: `deis.model.checkpoints.ddim_unet.load_ddim`;
+        - one of Song et al.'s score SDEs, of PyTorch or Flax: `deis.model.checkpoints.score_sde.load_score_sde`;
+        - one of EDM, as safetensors, state dict or, with allow_pickle=True, pickle: `deis.model.checkpoints.edm.load_edm`;
+        - a network in ONNX: `deis.model.checkpoints.onnx_file.load_onnx`.
+    backend : {"torch", "jax"}
+        JAX runs folders with a `deis.json` and the network inside.
+    device : str, optional
+        Such as "cuda"; torch and ONNX only.
+    dtype : {"float32", "float64"}
+        The precision of the weights, and of the x that the model takes. JAX has float64 where x64 is on; ONNX has that of the file.
+    **options
+        What a file does not tell, for the loader of its format, whose documentation has them: `sde="ve"`, `size=`, `config=`,
+        `preconditioning=`, `allow_pickle=`.
+
+    Returns
+    -------
+    Pretrained
+        The unconditional model itself, and a `deis.Denoiser` of its `conditional`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where spec is neither a file or folder nor looks like a name on the hub, or a folder lacks a file.
+    ImportError
+        Where a package is not installed that the format needs; it names the extra that has it.
+    TypeError
+        For an option that the format does not have.
+    ValueError
+        For an unknown backend or dtype, a file of no known format, or one that is not what it looks like; it names the first key
+        that differs.
+    """
+    if backend not in ("torch", "jax"):
+        raise ValueError(f"backend={backend!r} is unknown; the known ones are 'torch', 'jax'")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r} is unknown; the known ones are 'float32', 'float64'")
+    if spec is None or (Path(spec).is_dir() and not (Path(spec) / "model_index.json").exists()):
+        if options:
+            raise TypeError(f"a model folder takes no option {next(iter(options))!r}: its deis.json says how it was trained")
+        return embedded(backend, device, dtype) if spec is None else load_folder(spec, backend, device, dtype)
+    if backend != "torch":
+        raise ValueError(f"backend={backend!r} runs folders with a deis.json; spec={os.fspath(spec)!r} needs backend='torch'")
+    return _loader(spec)(spec, device=device, dtype=dtype, **options)
+
+
+def _loader(spec: str | os.PathLike[str]) -> Callable[..., Pretrained]:
+    """Return the loader of a pipeline or file."""
+    from .checkpoints import edm, pipelines
+
+    path = Path(spec)
+    if path.is_dir():
+        return pipelines.load_pipeline
+    if not path.exists():
+        if _HUB.fullmatch(os.fspath(spec)):
+            return pipelines.load_pipeline
+        raise FileNotFoundError(f"spec={os.fspath(spec)!r} is no file or folder, nor a name on the hub such as 'owner/name'")
+    if path.suffix == ".onnx":
+        return _load_onnx
+    return edm.load_edm if path.suffix == ".pkl" else _load_weights
+
+
+def _load_onnx(path: str | os.PathLike[str], device: str | None, dtype: str, **options: Any) -> Pretrained:
+    """Load a network in ONNX, whose file has its precision."""
+    from .checkpoints.onnx_file import load_onnx
+
+    return load_onnx(path, device, **options)
+
+
+def _load_weights(path: str | os.PathLike[str], device: str | None, dtype: str, **options: Any) -> Pretrained:
+    """Load a file of weights by its keys."""
+    from .checkpoints import ddim_unet, edm, flax_files, score_sde, torch_files
+
+    saved = flax_files.read(path) if flax_files.is_flax(path) else torch_files.read(path)
+    for code_base in (ddim_unet, score_sde, edm):
+        if code_base.recognises(saved):
+            return code_base.of_saved(saved, path, device, dtype, **options)
+    keys = list(saved)[:3] if isinstance(saved, dict) else type(saved).__name__
+    raise ValueError(
+        f"path={os.fspath(path)!r} is of no known format: it holds {keys}, and 'temb.dense.0.weight' (DDIM, PNDM), 'model' and "
+        "'ema' or 'params_ema' (score SDEs) or 'model.map_layer0.weight' (EDM) were looked for; give a network to deis.Denoiser"
+    )
