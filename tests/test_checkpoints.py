@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.upsampling import upfirdn2d_native
+from flax.serialization import msgpack_serialize
 from torch import Tensor
 from torch.nn import functional
 
@@ -196,11 +198,13 @@ class Song:
 
     def __init__(self, w: Weights, widths: Sequence[int], blocks: int, attends: Sequence[int], **kind: Any) -> None:
         self.w, self.widths, self.blocks, self.attends, self.kind = w, widths, blocks, attends, kind
-        self.modules, self.emb = 0, torch.empty(0)
+        self.modules: list[str] = []
+        self.emb = torch.empty(0)
 
-    def name(self) -> str:
-        self.modules += 1
-        return f"all_modules.{self.modules - 1}"
+    def name(self, kind: str) -> str:
+        """Return the name of the next module; `kind` is what JAX's files call it."""
+        self.modules.append(kind)
+        return f"all_modules.{len(self.modules) - 1}"
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         return self.w.group_norm(x, name, min(x.shape[1] // 4, 32))
@@ -209,7 +213,7 @@ class Song:
         return resize(x, way, self.kind["fir"])
 
     def residual(self, x: Tensor, c: int, way: str = "") -> Tensor:
-        w, name = self.w, self.name()
+        w, name = self.w, self.name("ResnetBlockBigGANpp")
         h = w.conv(self.resize(functional.silu(self.norm(x, f"{name}.GroupNorm_0")), way), f"{name}.Conv_0", c)
         h = h + w.linear(functional.silu(self.emb), f"{name}.Dense_0", c)[:, :, None, None]
         h = w.conv(functional.silu(self.norm(h, f"{name}.GroupNorm_1")), f"{name}.Conv_1", c)
@@ -217,7 +221,7 @@ class Song:
         return ((w.conv(x, f"{name}.Conv_2", c, 1) if way or x.shape[1] != c else x) + h) * 0.5**0.5
 
     def attention(self, x: Tensor) -> Tensor:
-        name, c = self.name(), x.shape[1]
+        name, c = self.name("AttnBlockpp"), x.shape[1]
 
         def mix(h: Tensor, i: int) -> Tensor:
             matrix, bias = self.w(f"{name}.NIN_{i}.W", c, c), self.w(f"{name}.NIN_{i}.b", c)
@@ -229,28 +233,30 @@ class Song:
     def embed(self, noise: Tensor) -> None:
         features = self.widths[0]
         if self.kind["fourier"]:
-            angles = torch.outer(noise.log().float(), self.w(f"{self.name()}.W", features)) * 2 * torch.pi
+            angles = (
+                torch.outer(noise.log().float(), self.w(f"{self.name('GaussianFourierProjection')}.W", features)) * 2 * torch.pi
+            )
             self.emb = torch.cat([angles.sin(), angles.cos()], dim=1)
         else:
             self.emb = waves(noise, features)
-        self.emb = self.w.linear(self.emb, self.name(), 4 * features)
-        self.emb = self.w.linear(functional.silu(self.emb), self.name(), 4 * features)
+        self.emb = self.w.linear(self.emb, self.name("Dense"), 4 * features)
+        self.emb = self.w.linear(functional.silu(self.emb), self.name("Dense"), 4 * features)
 
     def joined(self, image: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return the smaller image and the state after it has joined."""
         if self.kind["pyramid"] == "sum":
             image = self.resize(image, "down")
-            return image, h + self.w.conv(image, f"{self.name()}.Conv_0", h.shape[1], 1)
+            return image, h + self.w.conv(image, f"{self.name('Combine')}.Conv_0", h.shape[1], 1)
         if self.kind["pyramid"] == "residual":
             blurred = upfirdn2d_native(image, torch.outer(torch.tensor(FIR), torch.tensor(FIR)) / 64, pad=(2, 2))
-            image = self.w.conv(blurred, f"{self.name()}.Conv2d_0", h.shape[1], stride=2, padding=0)
+            image = self.w.conv(blurred, f"{self.name('Downsample')}.Conv2d_0", h.shape[1], stride=2, padding=0)
             image = h = (image + h) * 0.5**0.5
         return image, h
 
     def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
-        self.modules = 0
+        self.modules = []
         self.embed(noise)
-        image, skips = x, [self.w.conv(x, self.name(), self.widths[0])]
+        image, skips = x, [self.w.conv(x, self.name("Conv"), self.widths[0])]
         for i, c in enumerate(self.widths):
             for _ in range(self.blocks):
                 h = self.residual(skips[-1], c)
@@ -265,7 +271,7 @@ class Song:
                 h = self.residual(torch.cat([h, skips.pop()], dim=1), c)
             h = self.attention(h) if i in self.attends else h
             if i == 0 or self.kind["output_skip"]:
-                part = self.w.conv(functional.silu(self.norm(h, self.name())), self.name(), 3)
+                part = self.w.conv(functional.silu(self.norm(h, self.name("GroupNorm"))), self.name("Conv"), 3)
                 output = part if output.ndim == 0 else part + self.resize(output, "up")
             if i > 0:
                 h = self.residual(h, c, "up")
@@ -421,3 +427,66 @@ def test_networks_are_filled_for_sampling() -> None:
 def test_the_loaders_import_no_framework() -> None:
     code = "import sys, deis.model.checkpoints.ddim_unet, deis.model.checkpoints.score_sde; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def flax_params(saved: dict[str, Any], network: Song) -> dict[str, Any]:
+    """The averaged weights as JAX's code base nests them: channels last, modules of a class numbered in the order of use."""
+    used: Counter[str] = Counter()
+    names = []
+    for kind in network.modules:
+        names.append(f"{kind}_{used[kind]}")
+        used[kind] += 1
+    params: dict[str, Any] = {}
+    for key, value in network.w.items():
+        _, number, *parts, leaf = key.split(".")
+        array = value.numpy()
+        if leaf == "weight":
+            array = array.transpose({1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[array.ndim])
+            leaf = "scale" if array.ndim == 1 else "weight" if parts == ["Conv2d_0"] else "kernel"
+        into = params.setdefault(names[int(number)], {})
+        for part in parts:
+            into = into.setdefault(part, {})
+        into[leaf] = np.ascontiguousarray(array)
+    return params
+
+
+def flax_file(path: Path, params: dict[str, Any]) -> Path:
+    state = {"step": 7, "optimizer": {"target": {}, "state": {"step": 7}}, "lr": 2e-4, "ema_rate": 0.999, "params_ema": params}
+    path.write_bytes(msgpack_serialize(state))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sde"), [("DDPM++", "vp"), ("NCSN++ for VP", "subvp"), ("NCSN++", "ve"), (list(NETWORKS)[3], "ve")]
+)
+def test_a_checkpoint_of_jax_equals_that_of_torch(tmp_path: Path, kind: str, sde: str) -> None:
+    saved, network = song(kind)
+    torch.save(saved, tmp_path / "checkpoint_8.pth")
+    flax_file(tmp_path / "checkpoint_8", flax_params(saved, network))
+    expected = load_score_sde(tmp_path / "checkpoint_8.pth", sde=sde, size=32)
+    got = load_score_sde(tmp_path / "checkpoint_8", sde=sde, size=32)
+    assert torch.equal(got(X, TIMES), expected(X, TIMES))
+    assert got.sde.name == expected.sde.name
+    assert (got.shape, got.predicts) == (expected.shape, expected.predicts)
+
+
+def test_a_checkpoint_of_jax_that_is_another_network(tmp_path: Path) -> None:
+    params = flax_params(*song("DDPM++"))
+    attention = params["AttnBlockpp_1"].pop("NIN_2")
+    with pytest.raises(ValueError, match=r"lacks 'AttnBlockpp_1/NIN_2/W', of shape \(24, 24\)"):
+        load_score_sde(flax_file(tmp_path / "checkpoint_1", params), size=32)
+    params["AttnBlockpp_1"]["NIN_2"] = attention
+    with pytest.raises(ValueError, match=r"'AttnBlockpp_0/GroupNorm_0/scale' of shape \(24,\), and not \(16,\)"):
+        load_score_sde(flax_file(tmp_path / "checkpoint_2", params), size=64)  # attention elsewhere
+    params["Conv_1"]["kernel"] = np.zeros((3, 3, 16, 5), np.float32)
+    with pytest.raises(ValueError, match=r"'Conv_1/kernel' of shape \(3, 3, 16, 5\), and not \(3, 3, 16, 3\)"):
+        load_score_sde(flax_file(tmp_path / "checkpoint_3", params), size=32)
+    del params["ResnetBlockBigGANpp_0"]
+    with pytest.raises(ValueError, match="lacks 'ResnetBlockBigGANpp_0/Conv_0/kernel', and a convolution was expected there"):
+        load_score_sde(flax_file(tmp_path / "checkpoint_4", params))
+    with pytest.raises(ValueError, match="has 'Conv_0' of type int, and no array"):
+        load_score_sde(flax_file(tmp_path / "checkpoint_5", {"Conv_0": 3}))
+    whole = flax_file(tmp_path / "checkpoint_6", params).read_bytes()
+    (tmp_path / "checkpoint_6").write_bytes(whole[:-99])
+    with pytest.raises(ValueError, match="checkpoint_6' cannot be read as Flax's MessagePack"):
+        load_score_sde(tmp_path / "checkpoint_6")

@@ -74,6 +74,9 @@ def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
         click.echo(f"wrote {out}")
 
 
+_OPTION_HELP = "What the file of a model does not tell, such as sde=ve or size=32; see deis.load_model."
+
+
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which model, and how it runs."""
     for option in (
@@ -81,12 +84,28 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True),
         click.option("--seed", default=0, show_default=True, help="Sample i depends on the seed and on i alone."),
         click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
-        click.option(
-            "--model", type=click.Path(path_type=Path, file_okay=False), help="A model folder; by default the MNIST network inside."
-        ),
+        click.option("--option", "facts", multiple=True, metavar="NAME=VALUE", help=_OPTION_HELP),
+        click.option("--model", help="A folder, a file, or a name on the hub, see deis.load_model; by default the network inside."),
     ):
         command = option(command)
     return command
+
+
+def _model(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
+    """Load the model of a command's options."""
+    facts = {}
+    for option in options["facts"]:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"--option {option} must be NAME=VALUE, such as sde=ve")
+        try:
+            facts[name] = json.loads(value)
+        except json.JSONDecodeError:
+            facts[name] = value
+    try:
+        return load_model(options["model"], options["backend"], options["device"], dtype, **facts)
+    except TypeError as error:
+        raise ValueError(f"--option: {error}") from error
 
 
 @main.command("calibrate")
@@ -103,7 +122,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 def calibrate_command(**options: Any) -> None:
     """Fit a plan to a model, and write it for deis sample --plan."""
     try:
-        model = load_model(options["model"], options["backend"], options["device"])
+        model = _model(options)
         plan = _plan(model.sde, options)
         labels = _labels(model, None, options["samples"])
         noise: Any = draw_noise(model, plan, options["seed"], range(10**6, 10**6 + options["samples"]))  # not those of deis sample
@@ -164,7 +183,7 @@ def sample_command(**options: Any) -> None:
             raise click.BadParameter(f"{options[name]} must be at least 1", param_hint=f"--{name}")
     try:
         with _precision(options["backend"], options["dtype"]):
-            model = load_model(options["model"], options["backend"], options["device"], options["dtype"])
+            model = _model(options, options["dtype"])
             labels = _labels(model, options["label"], num)
             plan = _plan_of(model, options)
             run = _runner(plan, model, options)
@@ -221,7 +240,7 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
 
     if (options["real"] is None) != (options["features"] is None):
         raise ValueError("--real and --features belong together: give both, or neither")
-    model, num, device = load_model(options["model"], "torch", options["device"]), options["num"], options["device"] or "cpu"
+    model, num, device = _model(options), options["num"], options["device"] or "cpu"
     plans = _plans(model, options)
     labels = _labels(model, None, num)
     noise = torch.from_numpy(draw_noise(model, plans[0], options["seed"], range(num))).to(device)
@@ -234,6 +253,8 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
         extractor = load_extractor(options["features"], device)
         images = load_images(options["real"])
         real = np.concatenate([features(extractor, images[i : i + 500]) for i in range(0, len(images), 500)])
+        if model.decode is not None:
+            raise ValueError("--features are of images, and this model samples latents; leave --real and --features out")
         results["real"] = {"path": str(options["real"]), "images": len(real)}
     paired = min(options["paired"], num)
     if paired > 0:
@@ -243,7 +264,7 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
         for plan in plans:
             rng = torch.Generator(device).manual_seed(options["seed"])
             measured = {"extractor": extractor, "real": real, "reference": reference, "rng": rng, "progress": bar}
-            kept = {"folder": options["work"], "tag": json.dumps([results["model"], about])}
+            kept = {"folder": options["work"], "tag": json.dumps([results["model"], options["facts"], about])}
             results["plans"].append(evaluate(plan, make, noise, **common, **measured, **kept))
     return results
 
@@ -332,7 +353,8 @@ def _runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Callable[
         seeds = [int(np.random.SeedSequence((seed, i, 1)).generate_state(1)[0]) for i in indices]
         rng = [torch.Generator().manual_seed(number) for number in seeds]
         x_T = torch.from_numpy(noise(indices)).to(device)
-        return sample(plan, model.conditional(labels, guidance), x_T, rng=rng, callback=callback).cpu().numpy()
+        x_0 = sample(plan, model.conditional(labels, guidance), x_T, rng=rng, callback=callback)
+        return (x_0 if model.decode is None else model.decode(x_0)).cpu().numpy()
 
     def run_jax(indices: range, labels: Any, callback: Any) -> Images:
         import jax

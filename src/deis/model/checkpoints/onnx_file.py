@@ -46,7 +46,7 @@ def load_onnx(
     shape : sequence of int, optional
         (channels, height, width), where they are not fixed in the file.
     time_scale : float
-        The network takes time_scale * t, of shape (batch,) or, where its input is a number, of one number for the batch.
+        The network takes time_scale * t, of shape (batch,) or, where its input says so, () or (1,) for the whole batch.
     num_classes, null_class : int, optional
         See `deis.Pretrained`; for a network with labels.
 
@@ -85,8 +85,8 @@ def load_onnx(
 
     def net(x: Any, t: Any, labels: Any) -> Any:
         arrays = [_host(x), _host(t)] + ([] if num_classes is None else [_host(labels)])
-        if len(inputs[1].shape) == 0:
-            arrays[1] = arrays[1][0]
+        if inputs[1].shape in ([], [1]):  # one time for the whole batch, and sampling has no other
+            arrays[1] = arrays[1][0].reshape(inputs[1].shape)
         feed = {put.name: np.asarray(array, _DTYPES[put.type]) for put, array in zip(inputs, arrays, strict=True)}
         return like(session.run(None, feed)[0], x)
 

@@ -48,12 +48,12 @@ def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype
     except ImportError as error:
         raise ImportError(f"a pipeline needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
     try:
-        pipe = DiffusionPipeline.from_pretrained(spec, torch_dtype=getattr(torch, dtype))
-    except OSError as error:
-        raise ValueError(f"spec={os.fspath(spec)!r} is no pipeline that diffusers can load: {error}") from error
+        pipe = DiffusionPipeline.from_pretrained(spec)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"spec={os.fspath(spec)!r} is no pipeline that diffusers can load: {error!r}") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            part.to(device or "cpu").eval().requires_grad_(False)
+            part.to(device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
     return of_pipeline(pipe)
 
 
