@@ -33,6 +33,8 @@ Plans = dict[str, dict[int, deis.Plan]]
 def arguments(about: str | None) -> argparse.ArgumentParser:
     """Return the options that both demos have."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="what deis.load_model takes: a checkpoint, a folder, a name on the hub")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of deis.load_model, such as sde=ve")
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 10, 15, 20, 50])
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "calibrated"], default=list(METHODS))
     parser.add_argument("--num", type=int, default=64, help="samples of each cell")
@@ -43,6 +45,17 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--features", help="of these images: a TorchScript file, or inception")
     parser.add_argument("--out", type=Path, default=Path("work") / "demo", help="finished batches, and table.json")
     return parser
+
+
+def measure(network: deis.Pretrained, args: argparse.Namespace) -> None:
+    """Measure the methods on a network, each class in turn where it has classes, and print the table."""
+    noise = np.random.default_rng(0).standard_normal((args.num, *network.shape), dtype=np.float32)
+    plans = plans_of(network.sde, args, dict(network.plans))
+    x_T = torch.from_numpy(noise).to(args.device) * float(network.sde.sigma(network.sde.t_start))
+    if network.num_classes is None:
+        run(network.conditional(), x_T, None, plans, args)
+    else:
+        run(network.conditional, x_T, np.arange(args.num) % network.num_classes, plans, args)
 
 
 def run(model: Model, x_T: torch.Tensor, condition: Any, plans: Plans, args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The reference's second demo: a network of integer training times, methods by evaluations.
 
 python examples/discrete.py --anime64 ../shared/checkpoints/anime64 --nfe 5 10 --num 8 --methods DDIM tAB3 auto
-python examples/discrete.py --checkpoint ema_celeba.ckpt --num 50000 --batch 500 --device cuda --real DIR --features inception
+python examples/discrete.py --model ema_celeba.ckpt --num 50000 --batch 500 --device cuda --real DIR --features inception
 
 With a checkpoint of the DDIM or PNDM code base (CelebA 64x64: `ema_*.ckpt`) it makes the reference's CelebA table. `--anime64`
 takes a folder with the files `unet.py` and `weights_q8.npz` of a 64x64 network with a cosine schedule of 300 times, from t = 290.
@@ -16,34 +16,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from common import arguments, plans_of, run
+from common import arguments, measure
 
 import deis
-from deis.model.checkpoints.ddim_unet import load_ddim
+from deis.model.load import read_options
 
 
-def anime64(folder: Path, device: str) -> deis.Denoiser:
+def anime64(folder: Path, device: str) -> deis.Pretrained:
     """Return the network of a folder with a `unet.py` that loads itself."""
     spec = importlib.util.spec_from_file_location("anime64_unet", folder / "unet.py")
     if spec is None or spec.loader is None or not (folder / "unet.py").exists():
         raise SystemExit(f"--anime64 {folder} has no unet.py")
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    unet = module.load().to(device)
     # At the last times, alpha is nearly 0 and a network that predicts eps says nothing of x_0.
-    return deis.Denoiser(module.load().to(device), replace(deis.VPSDE.discrete(module.alphas_cumprod()), sampling_T=290.0))
+    sde = replace(deis.VPSDE.discrete(module.alphas_cumprod()), sampling_T=290.0)
+    return deis.Pretrained(lambda x, t, labels: unet(x, t), sde, "eps", (3, 64, 64), None, None, 1.0)
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--checkpoint", type=Path, help="a checkpoint of the DDIM or PNDM code base")
-    which.add_argument("--anime64", type=Path, help="the folder of the 64x64 network")
+    parser.add_argument("--anime64", type=Path, help="the folder of the 64x64 network, in place of --model")
     args = parser.parse_args()
-    model = load_ddim(args.checkpoint, device=args.device) if args.checkpoint else anime64(args.anime64, args.device)
-    noise = np.random.default_rng(0).standard_normal((args.num, 3, 64, 64), dtype=np.float32)
-    run(model, torch.from_numpy(noise).to(args.device), None, plans_of(model.sde, args), args)
+    if (args.model is None) == (args.anime64 is None):
+        parser.error("give one of --model and --anime64")
+    if args.anime64 is not None:
+        measure(anime64(args.anime64, args.device), args)
+    else:
+        measure(deis.load_model(args.model, device=args.device, **read_options(args.option)), args)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import deis
 from deis.cli import main
-from deis.evaluation import converged, distances, evaluate, features, load_extractor, load_images
+from deis.evaluation import converged, distances, evaluate, features, load_extractor, load_images, load_perceptual
 
 SDE = deis.VPSDE.linear()
 
@@ -171,6 +171,41 @@ def test_an_extractor_is_a_file(tmp_path: Path) -> None:
         load_extractor("net.pth")
 
 
+class Apart(nn.Module):
+    """The mean distance of the pixels of two pictures."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().flatten(1).mean(1)
+
+
+def test_the_perceptual_distance_is_that_of_the_pictures(tmp_path: Path) -> None:
+    torch.jit.script(Apart()).save(str(tmp_path / "apart.pt"))
+    perceptual = load_perceptual(str(tmp_path / "apart.pt"))
+    x_T, plan = noise(), deis.make_plan(SDE, "ddim", 3)
+    reference, _ = converged(MODEL, x_T[:7], 40)
+    x_0 = deis.sample(plan, MODEL, x_T).numpy()[:7]
+    shared: dict[str, Any] = {"reference": reference, "perceptual": perceptual, "batch": 3}
+    expected = np.median(np.abs(np.clip(x_0, -1, 1) - np.clip(reference, -1, 1)).mean((1, 2, 3)))
+    assert evaluate(plan, MODEL, x_T, **shared)["lpips"] == pytest.approx(expected, rel=1e-5)
+    half = evaluate(plan, MODEL, x_T, decode=lambda z: z / 2, **shared)
+    expected = np.median(np.abs(np.clip(x_0 / 2, -1, 1) - np.clip(reference / 2, -1, 1)).mean((1, 2, 3)))
+    assert half["lpips"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="perceptual needs reference"):
+        evaluate(plan, MODEL, x_T, perceptual=perceptual)
+    with pytest.raises(ValueError, match=r"distances of shape \(3, 1, 4, 4\) for 7 pairs"):
+        evaluate(plan, MODEL, x_T, reference=reference, perceptual=lambda a, b: (a - b)[:3])
+    with pytest.raises(FileNotFoundError, match="is no file; give 'alex', 'vgg', 'squeeze'"):
+        load_perceptual("lpips.pth")
+
+
+def test_features_are_of_decoded_latents() -> None:
+    x_T, plan = noise(), deis.make_plan(SDE, "ddim", 3)
+    real = pixels(noise(30)).numpy()
+    expected = distances(pixels((deis.sample(plan, MODEL, x_T) / 4 + 0.1).clamp(-1, 1)).float().double().numpy(), real)
+    found = evaluate(plan, MODEL, x_T, extractor=pixels, real=real, decode=lambda z: z / 4 + 0.1)
+    assert found["frechet"] == pytest.approx(expected["frechet"], rel=1e-5)
+
+
 # --- the command ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +218,9 @@ def test_the_command_measures_plans_side_by_side(tmp_path: Path) -> None:
     np.savez(tmp_path / "real.npz", np.random.default_rng(0).uniform(-1, 1, (30, 28, 28)))
     deis.make_plan(deis.load_model().sde, "tab2", 3).save(tmp_path / "plan.json")
     arguments = ["--num", 12, "--batch", 6, "--paired", 4, "--reference-steps", 8, "--out", tmp_path / "out.json"]
+    torch.jit.script(Apart()).save(str(tmp_path / "apart.pt"))
     files = ["--real", tmp_path / "real.npz", "--features", tmp_path / "net.pt", "--plan", tmp_path / "plan.json"]
+    files += ["--lpips", tmp_path / "apart.pt"]
     result = run(
         *arguments, *files, "--method", "auto", "--method", "calibrated", "--nfe", 3, "--nfe", 4, "--work", tmp_path / "work"
     )
@@ -195,7 +232,7 @@ def test_the_command_measures_plans_side_by_side(tmp_path: Path) -> None:
     errors = [row["rmse"] for row in found["plans"]]
     assert errors[3] < errors[1]
     assert errors[4] < errors[2]
-    assert {"frechet", "kid", "precision", "recall", "psnr", "images_per_second"} <= set(found["plans"][0])
+    assert {"frechet", "kid", "precision", "recall", "psnr", "lpips", "images_per_second"} <= set(found["plans"][0])
     assert result.output.count("tab2") == 1
     assert len(list((tmp_path / "work").iterdir())) == 10
 
@@ -204,4 +241,5 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert "--real and --features belong together" in run("--num", 2, "--features", "net.pt").output
     deis.make_plan(deis.EDM(), "tab2", 3).save(tmp_path / "plan.json")
     assert "is of the schedule EDM()" in run("--num", 2, "--plan", tmp_path / "plan.json").output
+    assert "--lpips is a distance of pairs" in run("--num", 2, "--lpips", "alex", "--paired", 0).output
     assert "jax is not evaluated" in run("--backend", "jax").output

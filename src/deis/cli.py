@@ -24,7 +24,7 @@ from .calibration import calibrate, calibration_report
 from .files import replacing
 from .grids import PHASES
 from .methods import KNOWN, make_plan
-from .model.load import load_model
+from .model.load import load_model, read_options
 from .model.pretrained import Pretrained
 from .plan import Plan, load_plan
 from .run import sample
@@ -93,15 +93,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _model(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
     """Load the model of a command's options."""
-    facts = {}
-    for option in options["facts"]:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise ValueError(f"--option {option} must be NAME=VALUE, such as sde=ve")
-        try:
-            facts[name] = json.loads(value)
-        except json.JSONDecodeError:
-            facts[name] = value
+    facts = read_options(options["facts"])
     try:
         return load_model(options["model"], options["backend"], options["device"], dtype, **facts)
     except TypeError as error:
@@ -214,6 +206,7 @@ def sample_command(**options: Any) -> None:
 @click.option("--batch", default=100, show_default=True, help="Samples a call of the model.")
 @click.option("--real", type=click.Path(path_type=Path, exists=True), help="Real images: a folder of pictures, or an .npz file.")
 @click.option("--features", help="A TorchScript file, images in [-1, 1] to features; or inception. Needs --real.")
+@click.option("--lpips", help="alex, vgg, squeeze, or a TorchScript file of two batches of images: a distance for --paired.")
 @click.option("--paired", default=64, show_default=True, help="Samples to compare with the converged solution; 0 for none.")
 @click.option("--reference-steps", default=128, show_default=True, help="Steps of the converged solution.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished batches here, and go on from there.")
@@ -236,37 +229,48 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
     """Return what `deis evaluate` writes."""
     import torch
 
-    from .evaluation import converged, evaluate, features, load_extractor, load_images
+    from .evaluation import converged, evaluate
 
-    if (options["real"] is None) != (options["features"] is None):
-        raise ValueError("--real and --features belong together: give both, or neither")
     model, num, device = _model(options), options["num"], options["device"] or "cpu"
     plans = _plans(model, options)
     labels = _labels(model, None, num)
     noise = torch.from_numpy(draw_noise(model, plans[0], options["seed"], range(num))).to(device)
     make = model if labels is None else partial(model.conditional, guidance=options["guidance"])
-    common = {"condition": labels, "batch": options["batch"]}
-    about = {name: options[name] for name in ("guidance", "seed", "num", "features", "paired", "reference_steps")}
+    about = {name: options[name] for name in ("guidance", "seed", "num", "features", "lpips", "paired", "reference_steps")}
     results: dict[str, Any] = {"model": str(options["model"] or "the network inside"), **about, "plans": []}
-    extractor = real = reference = None
+    measures = _measures(options, device) | {"decode": model.decode}
+    if measures["real"] is not None:
+        results["real"] = {"path": str(options["real"]), "images": len(measures["real"])}
+    few = min(options["paired"], num)
+    if few > 0:
+        some = None if labels is None else labels[:few]
+        measures["reference"], results["reference_error"] = converged(
+            make, noise[:few], options["reference_steps"], condition=some, batch=options["batch"]
+        )
+    kept = {"folder": options["work"], "tag": json.dumps([results["model"], options["facts"], about])}
+    with tqdm(total=num * len(plans), desc="sampling", unit="image") as bar:
+        for plan in plans:
+            rng = torch.Generator(device).manual_seed(options["seed"])
+            row = evaluate(plan, make, noise, condition=labels, batch=options["batch"], rng=rng, progress=bar, **measures, **kept)
+            results["plans"].append(row)
+    return results
+
+
+def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return what `deis.evaluation.evaluate` measures with."""
+    from .evaluation import features, load_extractor, load_images, load_perceptual
+
+    if (options["real"] is None) != (options["features"] is None):
+        raise ValueError("--real and --features belong together: give both, or neither")
+    if options["lpips"] is not None and options["paired"] < 1:
+        raise ValueError("--lpips is a distance of pairs; give --paired, too")
+    extractor = real = None
     if options["features"] is not None:
         extractor = load_extractor(options["features"], device)
         images = load_images(options["real"])
         real = np.concatenate([features(extractor, images[i : i + 500]) for i in range(0, len(images), 500)])
-        if model.decode is not None:
-            raise ValueError("--features are of images, and this model samples latents; leave --real and --features out")
-        results["real"] = {"path": str(options["real"]), "images": len(real)}
-    paired = min(options["paired"], num)
-    if paired > 0:
-        few = common | {"condition": None if labels is None else labels[:paired]}
-        reference, results["reference_error"] = converged(make, noise[:paired], options["reference_steps"], **few)
-    with tqdm(total=num * len(plans), desc="sampling", unit="image") as bar:
-        for plan in plans:
-            rng = torch.Generator(device).manual_seed(options["seed"])
-            measured = {"extractor": extractor, "real": real, "reference": reference, "rng": rng, "progress": bar}
-            kept = {"folder": options["work"], "tag": json.dumps([results["model"], options["facts"], about])}
-            results["plans"].append(evaluate(plan, make, noise, **common, **measured, **kept))
-    return results
+    perceptual = None if options["lpips"] is None else load_perceptual(options["lpips"], device)
+    return {"extractor": extractor, "real": real, "perceptual": perceptual, "reference": None}
 
 
 def _plans(model: Pretrained, options: dict[str, Any]) -> list[Plan]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .calibration.network import Model, Network, rmse
 from .calibration.teacher import dense_plan
 from .files import replacing
-from .foreign import to_numpy
+from .foreign import like, to_numpy
 from .methods.adams import choose_form
 from .plan import Plan
 from .run import sample
@@ -37,6 +37,8 @@ def evaluate(
     extractor: Extractor | None = None,
     real: Array | None = None,
     reference: Array | None = None,
+    perceptual: Callable[[Any, Any], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
     batch: int = 64,
     rng: Any = None,
     folder: str | Path | None = None,
@@ -55,6 +57,10 @@ def evaluate(
         The features of real images, from the same extractor.
     reference : array of shape (k, ...), optional
         The converged solutions of the first k samples, as `converged` returns them.
+    perceptual : callable, optional
+        (images, images) -> distances of shape (n,), to be taken to the converged solutions, too; `load_perceptual` makes one.
+    decode : callable, optional
+        Of a network of latents: samples -> images, for the extractor and the perceptual distance; see `deis.Pretrained`.
     rng : optional
         Random numbers of a stochastic plan, see `deis.sample`.
     folder : path, optional
@@ -69,30 +75,54 @@ def evaluate(
     -------
     dict
         "method", "grid", "nfe", "samples", "seconds" and "images_per_second" (of the sampling alone); with `reference` the medians
-        of "rmse" and "psnr" over its samples, data in [-1, 1]; with `real` "frechet", "kid", "kid_std", "precision" and "recall",
-        see `distances`.
+        of "rmse" and "psnr" over its samples, data in [-1, 1], and with `perceptual` of "lpips"; with `real` "frechet", "kid",
+        "kid_std", "precision" and "recall", see `distances`.
 
     Raises
     ------
     ValueError
-        Where one of extractor and real comes without the other, or the samples are not finite.
+        Where one of extractor and real comes without the other, perceptual without reference, or the samples are not finite.
     """
     if (extractor is None) != (real is None):
         raise ValueError("extractor and real belong together: give both, or neither")
+    if perceptual is not None and reference is None:
+        raise ValueError("perceptual needs reference, the converged solutions to compare with")
     network = Network(model, samples, condition, batch)
     kept = 0 if reference is None else len(reference)
     parts = [
-        _batch(network, plan, extractor, first, min(first + batch, len(samples)), kept, rng, folder, tag, progress)
+        _batch(network, plan, extractor, decode, first, min(first + batch, len(samples)), kept, rng, folder, tag, progress)
         for first in range(0, len(samples), batch)
     ]
     seconds = float(sum(part["seconds"] for part in parts))
     found: dict[str, Any] = {"method": plan.method, "grid": plan.grid, "nfe": plan.nfe, "samples": len(samples)}
     found |= {"seconds": round(seconds, 3), "images_per_second": round(len(samples) / seconds, 3)}
     if reference is not None:
-        errors = rmse(np.concatenate([part["x_0"] for part in parts])[:kept], reference)
+        x_0 = np.concatenate([part["x_0"] for part in parts])[:kept]
+        errors = rmse(x_0, reference)
         found |= {"rmse": float(np.median(errors)), "psnr": float(np.median(20 * np.log10(2 / np.maximum(errors, 1e-12))))}
+        if perceptual is not None:
+            images, targets = (_images(x, decode, samples) for x in (x_0, reference))
+            found["lpips"] = float(np.median(_apart(perceptual, images, targets, batch)))
     if real is not None:
         found |= distances(np.concatenate([part["features"] for part in parts]), real)
+    return found
+
+
+def _images(x_0: Array, decode: Callable[[Any], Any] | None, x_T: Any) -> Array:
+    """Return the images of samples: themselves, or what latents, in the dtype and on the device of the noise, decode to."""
+    return x_0 if decode is None else to_numpy(decode(like(x_0, x_T)))
+
+
+def _apart(perceptual: Callable[[Any, Any], Any], a: Array, b: Array, batch: int) -> Array:
+    """Return the perceptual distances of images in [-1, 1], clipped to it, of shape (n,)."""
+    import torch
+
+    a, b = (np.clip(x, -1, 1).astype(np.float32) for x in (a, b))
+    with torch.no_grad():
+        parts = [to_numpy(perceptual(*(torch.from_numpy(x[i : i + batch]) for x in (a, b)))) for i in range(0, len(a), batch)]
+    found: Array = np.concatenate(parts)
+    if found.shape != (len(a),):
+        raise ValueError(f"perceptual returned distances of shape {found.shape} for {len(a)} pairs; it must return (n,)")
     return found
 
 
@@ -100,6 +130,7 @@ def _batch(
     network: Network,
     plan: Plan,
     extractor: Extractor | None,
+    decode: Callable[[Any], Any] | None,
     first: int,
     last: int,
     kept: int,
@@ -120,7 +151,7 @@ def _batch(
         if not np.isfinite(x_0).all():
             raise ValueError(f"the samples {first} ... {last - 1} of {plan.method!r} are not finite; look with check_finite=True")
         if extractor is not None:
-            part["features"] = features(extractor, x_0)
+            part["features"] = features(extractor, _images(x_0, decode, network.x_T))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial, partial.open("wb") as file:
@@ -261,6 +292,39 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
         raise FileNotFoundError(f"features={name!r} is no file; give 'inception', or a TorchScript file (n, c, h, w) -> (n, d)")
     script = torch.jit.load(name, map_location=device).eval()
     return lambda images: script(images.to(device))
+
+
+def load_perceptual(name: str, device: str = "cpu") -> Callable[[Any, Any], Any]:
+    """Return a perceptual distance.
+
+    Parameters
+    ----------
+    name : str
+        "alex", "vgg" or "squeeze": LPIPS (Zhang et al., arXiv 1801.03924) through torchmetrics and torchvision, where the weights
+        of that network are there or can be downloaded. Otherwise the path of a TorchScript file: two batches of images in
+        [-1, 1] -> (n,).
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ImportError
+        Where LPIPS is asked for, and torchvision or the weights are missing.
+    """
+    import torch
+
+    if name in ("alex", "vgg", "squeeze"):
+        try:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            metric = LearnedPerceptualImagePatchSimilarity(net_type=name, reduction="none").to(device)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ImportError(f"lpips={name!r} needs torchvision and its weights ({error}), or give a TorchScript file") from None
+        return lambda a, b: metric(_rgb(a).to(device), _rgb(b).to(device))
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"lpips={name!r} is no file; give 'alex', 'vgg', 'squeeze', or a TorchScript file")
+    script = torch.jit.load(name, map_location=device).eval()
+    return lambda a, b: script(a.to(device), b.to(device))
 
 
 def _rgb(images: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,26 @@ def load_model(
     if backend != "torch":
         raise ValueError(f"backend={backend!r} runs folders with a deis.json; spec={os.fspath(spec)!r} needs backend='torch'")
     return _loader(spec)(spec, device=device, dtype=dtype, **options)
+
+
+def read_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Return the options of `load_model` in texts of the form NAME=VALUE, with VALUE in JSON where it can be read as such.
+
+    Raises
+    ------
+    ValueError
+        For a text of another form.
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"option {text!r} must be NAME=VALUE, such as sde=ve")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
 
 
 def _loader(spec: str | os.PathLike[str]) -> Callable[..., Pretrained]:

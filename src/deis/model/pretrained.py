@@ -191,7 +191,8 @@ def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:
     except ImportError as error:
         raise ImportError(f"backend='torch' needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
     unet = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
-    unet = unet.to(device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
+    # diffusers' own `to` warns of casts, for the sake of half precision
+    unet = torch.nn.Module.to(unet, device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
 
     def net(x: Any, t: Any, labels: Any) -> Any:
         return unet(x, t, labels_like(labels, x), return_dict=False)[0]

@@ -53,7 +53,8 @@ def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype
         raise ValueError(f"spec={os.fspath(spec)!r} is no pipeline that diffusers can load: {error!r}") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            part.to(device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
+            # diffusers' own `to` warns of casts, for the sake of half precision
+            torch.nn.Module.to(part, device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
     return of_pipeline(pipe)
 
 
