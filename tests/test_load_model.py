@@ -57,6 +57,9 @@ def test_a_file_of_no_known_format(tmp_path: Path) -> None:
         deis.load_model(tmp_path / "net.safetensors")
     with pytest.raises(FileNotFoundError, match="is no file or folder, nor a name on the hub"):
         deis.load_model(tmp_path / "nothing.pt")
+    for name in ("a/b.pth", "a/b.safetensors", "a/b.pkl", "a/b/c", "name"):
+        with pytest.raises(FileNotFoundError, match="is no file or folder, nor a name on the hub"):
+            deis.load_model(name)
     with pytest.raises(ValueError, match=r"runs folders with a deis.json; spec=.*list.pt' needs backend='torch'"):
         deis.load_model(tmp_path / "list.pt", backend="jax")
     with pytest.raises(TypeError, match="a model folder takes no option 'sde'"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from .pretrained import Pretrained, embedded, load_folder
 
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.safetensors)(?<!\.onnx)(?<!\.pkl)")
 
 
 def load_model(
