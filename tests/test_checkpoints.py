@@ -21,7 +21,7 @@ from deis.model.checkpoints import ddim_unet, score_sde, torch_files
 from deis.model.checkpoints.ddim_unet import load_ddim
 from deis.model.checkpoints.score_sde import load_score_sde
 
-from .weights import FIR, Weights, attend, resize, waves
+from .weights import FIR, Damage, Weights, attend, having, resize, waves, without
 
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32))
 
@@ -134,17 +134,6 @@ def test_the_published_ddim_networks(widths: tuple[int, ...], attends: list[int]
     unet, names = ddim_unet._network({key: tuple(value.shape) for key, value in w.items()}, "published")
     assert sum(value.numel() for value in unet.parameters()) == parameters
     assert set(names.values()) == set(w)
-
-
-Damage = Callable[[dict[str, Any]], Any]
-
-
-def without(key: str) -> Damage:
-    return lambda state: {k: v for k, v in state.items() if k != key}
-
-
-def having(key: str, value: Any) -> Damage:
-    return lambda state: state | {key: value}
 
 
 @pytest.mark.parametrize(

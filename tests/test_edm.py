@@ -18,7 +18,7 @@ import deis
 from deis.model.checkpoints import edm
 from deis.model.checkpoints.edm import load_edm
 
-from .weights import FIR, Weights, resize
+from .weights import FIR, Damage, Weights, having, resize, without
 
 X = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 8, 8), dtype=np.float32))
 SIGMA = torch.tensor([0.05, 3.0])
@@ -226,17 +226,6 @@ def test_the_published_edm_networks(kind: dict[str, Any], size: int, parameters:
     found = {key.removeprefix("model."): tuple(value.shape) for key, value in weights.items() if "map_augment" not in key}
     _, sources = edm._adm(found, size, "published") if "adm" in kind else edm._song(found, size, False, "published")
     assert {source.name: source.shape for source in sources.values()} == found
-
-
-Damage = Callable[[dict[str, Any]], Any]
-
-
-def without(key: str) -> Damage:
-    return lambda state: {k: v for k, v in state.items() if k != key}
-
-
-def having(key: str, value: Any) -> Damage:
-    return lambda state: state | {key: value}
 
 
 @pytest.mark.parametrize(

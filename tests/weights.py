@@ -1,6 +1,7 @@
-"""Networks that tests write from their papers: random weights that come into being as a forward pass asks for them."""
+"""Networks that tests write from their papers: random weights, called into being by a forward pass; and damaged files."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,3 +58,14 @@ def resize(x: Tensor, way: str, fir: bool) -> Tensor:
     if way == "down":
         return downsample_2d(x, FIR) if fir else x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5))
     return x
+
+
+Damage = Callable[[dict[str, Any]], Any]
+
+
+def without(key: str) -> Damage:
+    return lambda state: {k: v for k, v in state.items() if k != key}
+
+
+def having(key: str, value: Any) -> Damage:
+    return lambda state: state | {key: value}
