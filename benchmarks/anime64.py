@@ -54,6 +54,7 @@ OURS: tuple[dict[str, Any], ...] = (
     {"method": "unipc2"} | KARRAS | SIGMA_MIN,
     {"method": "dpm_solver_2m"} | KARRAS,
     {"method": "dpm_solver_3m", "ts_phase": "rho"},
+    {"method": "dpm_solver_3m", "method_options": {"corrector": 2}, "ts_phase": "rho"},
 )
 
 

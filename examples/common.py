@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,19 @@ def measure(network: deis.Pretrained, args: argparse.Namespace) -> None:
     plans = plans_of(network.sde, args, dict(network.plans))
     x_T = torch.from_numpy(noise).to(args.device) * float(network.sde.sigma(network.sde.t_start))
     if network.num_classes is None:
-        run(network.conditional(), x_T, None, plans, args)
+        run(network.conditional(), x_T, None, plans, network.decode, args)
     else:
-        run(network.conditional, x_T, np.arange(args.num) % network.num_classes, plans, args)
+        run(network.conditional, x_T, np.arange(args.num) % network.num_classes, plans, network.decode, args)
 
 
-def run(model: Model, x_T: torch.Tensor, condition: Any, plans: Plans, args: argparse.Namespace) -> None:
+def run(
+    model: Model,
+    x_T: torch.Tensor,
+    condition: Any,
+    plans: Plans,
+    decode: Callable[[Any], Any] | None,
+    args: argparse.Namespace,
+) -> None:
     """Measure the plans, name by name and budget by budget, and print the table."""
     extractor = real = None
     if args.features is not None:
@@ -67,19 +75,20 @@ def run(model: Model, x_T: torch.Tensor, condition: Any, plans: Plans, args: arg
     few = slice(0, min(len(x_T), 64))
     labels = None if condition is None else condition[few]
     reference, moved = converged(model, x_T[few], args.reference_steps, condition=labels, batch=args.batch)
-    measure = "Fréchet distance" if real is not None else "RMSE"
+    title = "RMSE to the converged samples" if real is None else f"Fréchet distance in the features of {args.features}"
     print(f"reference: {args.reference_steps} steps, which half as many miss by {moved:.2g}")
     rows: dict[str, dict[int, Any]] = {}
+    tag = repr((args.features, args.model, args.option, getattr(args, "anime64", None)))
     with tqdm(total=sum(map(len, plans.values())) * len(x_T), unit="image") as bar:
         for name, budgets in plans.items():
             for nfe, plan in budgets.items():
                 rows.setdefault(name, {})[nfe] = evaluate(
                     plan, model, x_T, condition=condition, extractor=extractor, real=real, reference=reference, batch=args.batch,
-                    folder=args.out, tag=repr((args.features, type(model))), progress=bar,
+                    folder=args.out, tag=tag, decode=decode, progress=bar,
                 )  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "table.json").write_text(json.dumps(rows, indent=1))
-    print(f"{measure} of {len(x_T)} samples\n")
+    print(f"{title}, {len(x_T)} samples\n")
     print("| | " + " | ".join(f"{nfe} NFE" for nfe in args.nfe) + " |\n|---" + "|---" * len(args.nfe) + "|")
     for name, cells in rows.items():
         values = [cells[nfe]["frechet" if real is not None else "rmse"] if nfe in cells else None for nfe in args.nfe]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import deis
-from deis.model.checkpoints import edm
+from deis.model.checkpoints import edm, edm_names
 from deis.model.checkpoints.edm import load_edm
 
 from .weights import FIR, Damage, Weights, having, resize, without
@@ -200,6 +200,8 @@ def test_the_other_preconditionings(tmp_path: Path, kind: str, preconditioning: 
         predicted = network.conditional().predict(alpha * y, t, "x0")
         torch.testing.assert_close(predicted, D, rtol=1e-4, atol=1e-4)
     assert network.sde.t_start == (999 if discrete else 1.0)
+    if discrete:
+        np.testing.assert_allclose(network.sde.rho([0, 400, 999]), u[[999, 599, 0]], rtol=1e-5)
 
 
 def test_edm_samples(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_the_published_edm_networks(kind: dict[str, Any], size: int, parameters:
     weights = {key: value for key, value in w.items() if not key.endswith("resample_filter")}
     assert sum(value.numel() for value in weights.values()) == parameters
     found = {key.removeprefix("model."): tuple(value.shape) for key, value in weights.items() if "map_augment" not in key}
-    _, sources = edm._adm(found, size, "published") if "adm" in kind else edm._song(found, size, False, "published")
+    _, sources = edm_names.adm(found, size, "published") if "adm" in kind else edm_names.song(found, size, False, "published")
     assert {source.name: source.shape for source in sources.values()} == found
 
 
