@@ -90,7 +90,7 @@ def _schedule(scheduler: Any) -> tuple[Schedule, str, float]:
     if alphas is None or predicts is None:
         raise ValueError(
             f"{type(scheduler).__name__} with prediction_type={config.get('prediction_type')!r} has no schedule known here; give "
-            " the network to deis.Denoiser with the schedule it was trained on"
+            "the network to deis.Denoiser with the schedule it was trained on"
         )
     return VPSDE.discrete(np.maximum(alphas.double().numpy(), _TINY)), predicts, 1.0
 
@@ -112,9 +112,8 @@ def _of_classes(pipe: Any, transformer: Any) -> Parts:
     classes = transformer.config.num_embeds_ada_norm
 
     def net(x: Any, t: Any, labels: Any) -> Any:
-        return transformer(x, timestep=t, class_labels=labels_like(labels, x), return_dict=False)[0][
-            :, : x.shape[1]
-        ]  # a variance follows
+        output = transformer(x, timestep=t, class_labels=labels_like(labels, x), return_dict=False)[0]
+        return output[:, : x.shape[1]]  # a variance may follow
 
     return net, classes, classes, None
 

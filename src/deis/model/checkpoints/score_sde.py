@@ -208,10 +208,8 @@ def _architecture(modules: list[dict[str, tuple[int, ...]]], path: str | os.Path
         )
     firsts = residuals[: levels * blocks : blocks]
     conv_in = modules[kinds.index("conv")]["weight"]
-    input_pyramid, output_pyramid = (
-        "residual" if "strided" in kinds else "sum" if "skip" in kinds else "none",
-        kinds.count("norm") > 1,
-    )
+    input_pyramid = "residual" if "strided" in kinds else "sum" if "skip" in kinds else "none"
+    output_pyramid = kinds.count("norm") > 1
     return Architecture(
         channels=conv_in[1],
         features=conv_in[0],
