@@ -7,7 +7,8 @@ python -m benchmarks.calibration report > docs/calibration.md
 
 The problems and the error are those of benchmarks/methods.py, and the held-out noise is its: calibration has noise of its own.
 "The best untuned" is the least error of the twelve cells (--cells) of benchmarks/results/methods_<problem>.csv that are best at
-this NFE or the nearest, which are run again here, on the same noise (they include the updates of diffusers' schedulers).
+this NFE or the nearest, which are run again here, on the same noise (they include the updates of diffusers' schedulers). The stage
+"from the untuned" starts from that of them which is best on the calibration's own noise; the others start from `auto`.
 
 A run writes the plan of each stage to --out, and a line a stage to benchmarks/results/calibration_<problem>.csv; it keeps its
 teacher in --work, and goes on from there when it is started again. `report` prints the tables, behind benchmarks/calibration.md.
@@ -36,6 +37,7 @@ STAGES = {
     "grid + least squares": ("grid", "least_squares"),
     "+ Gauss-Newton": ("gauss_newton",),
     "+ gradient": ("gradient",),
+    "from the untuned": ("least_squares", "gauss_newton"),
 }
 ASKED = {"digits": {5: (0.4, 0.3), 8: (0.4, 0.3), 10: (0.35, 0.3)}, "mnist": dict.fromkeys((5, 8, 10), (0.6, 0.45))}
 ASKED["anime64"] = {5: (0.75, 0.6), 8: (0.65, 0.5), 10: (0.6, 0.5)}
@@ -122,8 +124,9 @@ def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
             if file.exists():
                 plan = deis.load_plan(file)
                 continue
+            starts = [plan for _, plan in untuned(problem, name, nfe, args.cells)] if stage == "from the untuned" else plan
             plan = deis.calibrate(
-                plan, trial.model, teacher=teacher, validation=trial.validation, stages=STAGES[stage], iterations=args.iterations
+                starts, trial.model, teacher=teacher, validation=trial.validation, stages=STAGES[stage], iterations=args.iterations
             )
             file.parent.mkdir(parents=True, exist_ok=True)
             plan.save(file)

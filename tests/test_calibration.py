@@ -278,6 +278,19 @@ def test_no_stage_makes_a_plan_worse() -> None:
         "stages": [{"stage": "grid", "before": 1.0, "after": 1.0, "evaluations": 1.0, "seconds": 0.0}]}))  # fmt: skip
 
 
+def test_of_several_plans_the_nearest_is_calibrated() -> None:
+    model = bimodal()
+    teacher = deis.make_teacher(model, noise(48, 8), steps=128)
+    starts = [deis.make_plan(SDE, "tab2", None, *grid, nfe=5) for grid in (("t", 1.0), ("t", 2.0), ("rho", 1.0), ("rho", 7.0))]
+    ends = [rmse(deis.sample(plan, model, noise(48, 8)), teacher.end) for plan in starts]
+    nearest = starts[int(np.argmin([np.median(error) for error in ends]))]
+    assert nearest is not starts[0]
+    fitted = deis.calibrate(starts, model, teacher=teacher, stages=("least_squares",))
+    alone = deis.calibrate(nearest, model, teacher=teacher, stages=("least_squares",))
+    assert np.array_equal(fitted.keep_p, alone.keep_p)
+    assert np.array_equal(fitted.ts, nearest.ts)
+
+
 def test_what_a_stage_makes_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def worse(student: Student, table: Table, *args: Any, **kwargs: Any) -> Table:
         return replace(table, a=1.01 * table.a)
@@ -548,6 +561,11 @@ PLAN = deis.make_plan(SDE, nfe=3)
         ({"samples": None}, "samples must be noise of shape"),
         ({"model": lambda x, t: x}, "must be a deis.Denoiser"),
         ({"plan": deis.make_plan(deis.VPSDE.linear(0.2, 20), nfe=3)}, "whose alpha and sigma differ"),
+        ({"plan": [PLAN, deis.make_plan(deis.VPSDE.linear(0.2, 20), nfe=3)]}, "whose alpha and sigma differ"),
+        ({"plan": [PLAN, deis.make_plan(SDE, nfe=4)]}, r"plans of \[3, 4\] evaluations"),
+        ({"plan": [PLAN, "auto"]}, "plan must be a deis.Plan.* has 'auto'"),
+        ({"plan": "auto"}, "plan must be a deis.Plan.* has 'auto'"),
+        ({"plan": []}, "give at least one"),
         ({"plan": deis.make_plan(SDE, deis.adams(order=1), nfe=3)}, "is no registered name.*give method="),
         ({"method": "tab3"}, "builds another plan"),
         ({"teacher": 4}, "the teacher is too coarse"),

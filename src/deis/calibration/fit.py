@@ -31,7 +31,7 @@ STAGES = ("grid", "least_squares", "gauss_newton", "gradient")
 
 
 def calibrate(
-    plan: Plan,
+    plan: Plan | list[Plan] | tuple[Plan, ...],
     model: Model,
     samples: Any = None,
     *,
@@ -57,8 +57,9 @@ def calibrate(
 
     Parameters
     ----------
-    plan : Plan
-        Where to start; deterministic, of any method, and of the number of evaluations that is wanted.
+    plan : Plan, or list or tuple of them
+        Where to start; deterministic, of any method, and of the number of evaluations that is wanted. Of several (one method on
+        several grids, say), the one whose ends are nearest to the teacher's over all samples, before anything is fitted.
     model : Denoiser or Pretrained
         What will be sampled, guidance and all. With a condition: a function from the conditions of some samples to one, as
         ``network.conditional``, or ``lambda labels: network.conditional(labels, guidance=2.0)``.
@@ -111,9 +112,9 @@ def calibrate(
     MemoryError
         Where a batch does not fit the device.
     """
-    _check(stages, iterations, window, plan, loss)
-    Table.of(plan)  # refuses what cannot be fitted
-    with progress_bar(f"calibrating {plan.method}", "sample") if progress else nullcontext() as bar:
+    plans = list(plan) if isinstance(plan, list | tuple) else [plan]
+    _check(stages, iterations, window, plans, loss)
+    with progress_bar(f"calibrating {plans[0].method}", "sample") if progress else nullcontext() as bar:
         began = time.perf_counter()
         if isinstance(teacher, Teacher):
             _check_teacher(teacher, model, samples, condition)
@@ -122,6 +123,7 @@ def calibrate(
             before = 0
             teacher = make_teacher(model, samples, condition=condition, steps=teacher, batch=batch, folder=folder, progress=bar)
         teacher.network.progress = bar
+        plan = _nearest(plans, teacher, loss)
         build, fit = _builder(plan, method, teacher), _split(plan, teacher, validation)
         records = list(plan.provenance.get("stages", []))
         run = _Run(plan, teacher, fit, window or len(plan.rows), build, folder, loss, records)
@@ -315,23 +317,36 @@ def _split(plan: Plan, teacher: Teacher, validation: float) -> int:
     return samples - held
 
 
+def _nearest(plans: Sequence[Plan], teacher: Teacher, loss: Loss) -> Plan:
+    """Return the plan with the least error over all samples.
+
+    Raises
+    ------
+    ValueError
+        Where one is of another schedule than the model.
+    """
+    for plan in plans:
+        if not plan.matches(teacher.sde):
+            raise ValueError(
+                f"plan is of the schedule {plan.schedule!r} and the model of {teacher.sde.name!r}, whose alpha and sigma differ at "
+                "its times; make one with deis.make_plan(model.sde, ...)"
+            )
+    if len(plans) == 1:
+        return plans[0]
+    return min(plans, key=lambda plan: measured(Student(teacher.network, plan), Table.of(plan), teacher, 0, loss))
+
+
 def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Builder | None:
     """Return what builds the plan on other times, where it is known; None else.
 
     Raises
     ------
     ValueError
-        Where the plan is of another schedule than the model, or the method that was given builds another plan.
+        Where the method that was given builds another plan.
     """
-    sde = teacher.sde
-    if not plan.matches(sde):
-        raise ValueError(
-            f"plan is of the schedule {plan.schedule!r} and the model of {sde.name!r}, whose alpha and sigma differ at its times; "
-            "make one with deis.make_plan(model.sde, ...)"
-        )
     try:
         build = method if callable(method) else get_method(plan.method.removesuffix(ANALYTICAL) if method is None else method)
-        again = Table.of(build(sde, plan.ts, ""))
+        again = Table.of(build(teacher.sde, plan.ts, ""))
     except ValueError:
         if method is None:
             return None
@@ -344,7 +359,7 @@ def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Buil
     raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
 
 
-def _check(stages: Sequence[str], iterations: int, window: int | None, plan: Plan, loss: Loss) -> None:
+def _check(stages: Sequence[str], iterations: int, window: int | None, plans: Sequence[Plan], loss: Loss) -> None:
     if not callable(loss) and loss not in LOSSES:
         raise ValueError(
             f"loss={loss!r} is unknown; the known ones are {', '.join(map(repr, LOSSES))}, or a function (x_0, target)"
@@ -357,8 +372,12 @@ def _check(stages: Sequence[str], iterations: int, window: int | None, plan: Pla
     for argument, number in (("iterations", iterations), ("window", window)):
         if number is not None and (isinstance(number, bool) or int(number) != number or number < 1):
             raise ValueError(f"{argument}={number!r} must be a whole number of at least 1")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, and is {plan!r}")
+    for plan in plans:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, or several, and has {plan!r}")
+        Table.of(plan)  # refuses what cannot be fitted
+    if len({plan.nfe for plan in plans}) != 1:
+        raise ValueError(f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all of as many")
 
 
 def _check_teacher(teacher: Teacher, model: Model, samples: Any, condition: Any) -> None:
