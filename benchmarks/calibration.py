@@ -123,13 +123,20 @@ def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
             file = args.out / f"{name}-{nfe}-{stage.strip('+ ').replace(' ', '_')}.json"
             if file.exists():
                 plan = deis.load_plan(file)
+            else:
+                starts = [plan for _, plan in untuned(problem, name, nfe, args.cells)] if stage == "from the untuned" else plan
+                plan = deis.calibrate(
+                    starts,
+                    trial.model,
+                    teacher=teacher,
+                    validation=trial.validation,
+                    stages=STAGES[stage],
+                    iterations=args.iterations,
+                )
+                file.parent.mkdir(parents=True, exist_ok=True)
+                plan.save(file)
+            if any(row["stage"] == stage for row in rows if int(row["nfe"]) == nfe):
                 continue
-            starts = [plan for _, plan in untuned(problem, name, nfe, args.cells)] if stage == "from the untuned" else plan
-            plan = deis.calibrate(
-                starts, trial.model, teacher=teacher, validation=trial.validation, stages=STAGES[stage], iterations=args.iterations
-            )
-            file.parent.mkdir(parents=True, exist_ok=True)
-            plan.save(file)
             done = plan.provenance["stages"][-len(STAGES[stage]) :]
             evaluations, seconds = (sum(record[what] for record in done) for what in ("evaluations", "seconds"))
             write(nfe, stage, error(plan), evaluations, seconds, f"teacher {made:.0f} s")
