@@ -1,6 +1,7 @@
 """Noise schedules: accuracy near t = 0, inverses, functions of every framework, refusals."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mpmath import mp, mpf
+from numpy.typing import NDArray
 
 import deis
 from deis.reference import get_cos_alpha_fns, get_linear_alpha_fns
 
-from .oracle import exact_cosine, exact_linear
+from .oracle import Array, exact_cosine, exact_linear, gaussian
 from .test_coefficients import EVERY
 
 
@@ -117,10 +119,98 @@ def test_discrete_schedules_take_every_array(convert: object) -> None:
     np.testing.assert_allclose(plan.keep_p, deis.make_plan(deis.VPSDE.discrete(alphas), "tab3", 10).keep_p, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("alphas", [[0.9, 0.95], [0.9, 0.9], [1.1, 0.5], [0.5, 0.0], [0.5, np.nan], [0.5, -0.1]])
-def test_alphas_that_do_not_decrease_in_0_1_are_refused(alphas: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"alphas_cumprod\[[01]\]"):
+@pytest.mark.parametrize("alphas", [[0.9, 0.95], [1.1, 0.5], [0.5, np.nan], [0.5, -0.1], [0.5, 1e-9, 1e-7]])
+def test_alphas_that_rise_or_leave_0_1_are_refused(alphas: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"alphas_cumprod\[[012]\]"):
         deis.VPSDE.discrete(alphas)
+
+
+LINEAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+
+
+def zero_snr(alphas: NDArray[np.floating[Any]]) -> Array:
+    """A table shifted and scaled to a terminal signal-to-noise ratio of 0 (arXiv 2305.08891, algorithm 1)."""
+    root = np.sqrt(alphas, dtype=np.float64)
+    return np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
+
+
+def test_a_terminal_signal_to_noise_ratio_of_zero_starts_at_alpha_0() -> None:
+    sde = deis.VPSDE.discrete(zero_snr(LINEAR))
+    assert (sde.t_start, float(sde.alpha(999)), float(sde.rho(999))) == (999, 0, np.inf)
+    for method in ("auto", "tab3", "dpmpp_2m", "unipc2", "ddim", "ipndm", "sde_dpmpp_2m"):
+        plan = deis.make_plan(sde, method, nfe=8)
+        assert (plan.form, plan.alpha[0], plan.nfe) == ("data", 0, 8)
+    with pytest.raises(ValueError, match="form='eps' has no meaning where alpha is 0"):
+        deis.make_plan(sde, "dpm_solver_2m")
+
+
+@pytest.mark.parametrize("predicts", ["v", "x0", "flow"])
+def test_sampling_from_alpha_0_converges_to_the_gaussians_solution(predicts: str) -> None:
+    """At order 2, against the exact solution; at alpha = 0 the noise itself is the state."""
+    sde = deis.VPSDE.discrete(zero_snr(LINEAR))
+    eps, solution = gaussian(sde)
+    x_T = np.array([[-1.5], [0.3], [2.0]])
+
+    def model(x: Array, t: Array) -> Array:
+        level = deis.Denoiser(eps, sde).level(float(t[0]))
+        x_0 = 0.7 + 0.25 * level.alpha * (x - 0.7 * level.alpha) / ((0.5 * level.alpha) ** 2 + level.sigma**2)
+        return {"x0": x_0, "v": level.alpha * eps(x, t) - level.sigma * x_0, "flow": eps(x, t) - x_0}[predicts]
+
+    errors = []
+    for steps in (20, 40):
+        plan = deis.make_plan(sde, "dpmpp_2m", steps, "vp_t")
+        errors.append(np.abs(deis.sample(plan, model, x_T, predicts=predicts) - solution(sde.t_end, x_T)).max())
+    assert errors[1] < errors[0] / 3.5 < 0.02
+    with pytest.raises(ValueError, match="'eps' does not determine x_0 at t=999"):
+        deis.sample(plan, eps, x_T)
+
+
+def test_a_guard_of_2_to_the_minus_24_may_lie_above_its_neighbours() -> None:
+    alphas = zero_snr(np.cumprod(1 - np.linspace(5e-5, 0.01, 2000)))
+    alphas[-1] = 2.0**-24
+    assert alphas[-2] < alphas[-1]
+    sde = deis.VPSDE.discrete(alphas)
+    first = int(np.argmax(alphas <= 2.0**-24))
+    assert sde.t_start == first < 1998
+    np.testing.assert_allclose(
+        sde.alpha(np.array([first - 1, first, 1999])) ** 2, [alphas[first - 1], 2.0**-24, 2.0**-24], rtol=1e-14
+    )
+    assert deis.make_plan(sde, "tab3", 10).alpha[0] == sde.alpha(1999)
+
+
+@given(st.lists(st.integers(1, 4), min_size=3, max_size=30), st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+def test_tables_with_ties_have_grids_and_inverses(runs: list[int], seed: int, clean: bool, zero: bool) -> None:
+    """Each alpha is repeated as often as its run says: clamped ends, and what float16 makes of a table."""
+    levels = np.sort(np.random.default_rng(seed).uniform(0.01, 0.99, len(runs)))[::-1]
+    levels[0], levels[-1] = 1.0 if clean else levels[0], 0.0 if zero else levels[-1]
+    if (np.diff(levels) > -1e-6).any():
+        return
+    sde = deis.VPSDE.discrete(np.repeat(levels, runs))
+    assert (sde.t_end, sde.t_start) == (runs[0] - 1, sum(runs[:-1]))
+    inside = levels[int(clean) : len(levels) - int(zero)]
+    back = sde.t_of_rho(np.sqrt(1 / inside - 1))
+    np.testing.assert_allclose(sde.alpha(back) ** 2, inside, rtol=1e-9)
+    between = (inside[1:] + inside[:-1]) / 2  # where the table is linear, the inverse is continuous
+    np.testing.assert_allclose(sde.alpha(sde.t_of_rho(np.sqrt(1 / between - 1))) ** 2, between, rtol=1e-9)
+    for num_step in (1, len(runs) - 1):
+        ts = deis.make_grid(sde, num_step)
+        assert (ts[0], ts[-1]) == (sde.t_start, sde.t_end)
+        assert (np.diff(sde.alpha(ts)) > 0).all()
+    plan = deis.make_plan(sde, "auto", len(runs) - 1)  # which runs the check of transport
+    assert plan.discrete
+    with pytest.raises(ValueError, match=f"the schedule has {len(runs)}"):
+        deis.make_grid(sde, len(runs))
+
+
+def test_times_that_share_a_noise_level_make_no_step() -> None:
+    sde = deis.VPSDE.discrete([0.9, 0.5, 0.5, 0.1, 0.0, 0.0])
+    with pytest.raises(ValueError, match="repeats one of its noise levels"):
+        deis.make_plan(sde, ts=[3, 2, 1, 0])
+    with pytest.raises(ValueError, match="repeats one of its noise levels"):
+        deis.make_plan(sde, ts=[5, 4, 1, 0])
+    assert deis.make_plan(sde, ts=[5, 3, 1, 0]).nfe == 3  # any of a run may be named
+    with pytest.raises(ValueError, match="no noise to remove"):
+        deis.VPSDE.discrete([0.5, 0.5])
 
 
 def test_bad_schedules_are_refused() -> None:

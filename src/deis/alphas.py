@@ -93,16 +93,27 @@ def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
 
 
 def table_alpha(alphas: Array) -> tuple[AlphaFn, AlphaInverse]:
-    """Return t -> abar(t), linear between the integer times of a table of cumulative alphas, and its inverse."""
-    times, rising = np.arange(len(alphas), dtype=np.float64), alphas[::-1]
+    """Return t -> abar(t), linear between the integer times of a table of cumulative alphas that never rises, and its inverse.
+
+    Where several times share an alpha, the inverse gives the innermost of a run at either end, and the smallest of another.
+    """
+    times = np.arange(len(alphas), dtype=np.float64)
+    inner = slice(*inner_times(alphas))
+    rising, falling_times = alphas[inner][::-1], times[inner][::-1]
 
     def log_alpha(t: Any) -> Array:
-        return np.log(np.interp(t, times, alphas))
+        with np.errstate(divide="ignore"):
+            return np.log(np.interp(t, times, alphas))
 
     def t_of_log(log_alpha: Any) -> Array:
-        return np.interp(np.exp(log_alpha), rising, times[::-1])
+        return np.interp(np.exp(log_alpha), rising, falling_times)
 
     return AlphaFn(log_alpha), AlphaInverse(t_of_log)
+
+
+def inner_times(alphas: Array) -> tuple[int, int]:
+    """Return the last time of a table's greatest alpha, and one more than the first time of its smallest: a range."""
+    return int(np.flatnonzero(alphas == alphas[0])[-1]), int(np.argmax(alphas == alphas[-1])) + 1
 
 
 def log_abar(t2alpha_fn: TimeFn, t: ArrayLike) -> Array:

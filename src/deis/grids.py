@@ -39,7 +39,7 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     Returns
     -------
     ndarray of shape (num_step + 1,)
-        For a discrete schedule, distinct integers: the grid rounded, and moved apart where two times round to one.
+        For a discrete schedule, integers of distinct noise levels: the grid rounded, and moved apart where two times round to one.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
         of the schedule, or more steps than a discrete schedule has times.
     """
     ts = continuous_grid(schedule, num_step, ts_phase, ts_order)
-    return ts if schedule.num_times is None else distinct_integers(ts, schedule.num_times)
+    return ts if schedule.num_times is None else distinct_times(ts, schedule)
 
 
 def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
@@ -108,7 +108,10 @@ def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLi
     with np.errstate(all="ignore"):
         falling = np.diff(schedule.log_rho(np.clip(times, 0, last))) < 0
     if not (falling.all() and times[0] <= last and times[-1] >= 0):
-        raise ValueError(f"{argument}={values.tolist()} leaves the schedule {schedule.name}, whose times lie in [0, {last}]")
+        raise ValueError(
+            f"{argument}={values.tolist()} leaves the schedule {schedule.name}, whose times lie in [0, {last}], or repeats one of "
+            "its noise levels; leave such times out"
+        )
     return times
 
 
@@ -119,6 +122,19 @@ def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
                 f"ts_phase={ts_phase!r} has no grid where {'alpha' if value > 0 else 'sigma'} is 0, at {argument}={t!r}; "
                 f"use ts_phase='t', or a {argument} inside the schedule"
             )
+
+
+def distinct_times(ts: Array, schedule: Schedule) -> Array:
+    """Round decreasing times to integers at which the noise levels of a discrete schedule differ; the ends stay where they are."""
+    own = times_of_levels(schedule)
+    place = distinct_integers(np.interp(ts, own, np.arange(len(own))), len(own))
+    return own[place.astype(np.intp)]
+
+
+def times_of_levels(schedule: Schedule) -> Array:
+    """Return the integer times of a discrete schedule from `t_end` up to `t_start`, one for each noise level."""
+    times = np.arange(np.ceil(schedule.t_end), schedule.t_start + 1)
+    return times[np.diff(schedule.alpha(times), prepend=np.inf) < 0]
 
 
 def distinct_integers(ts: Array, num_times: int) -> Array:

@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from .alphas import Array, TimeFn, check_functions, cosine_alpha, linear_alpha, log_abar, t_of_log_abar, table_alpha
+from .alphas import Array, TimeFn, check_functions, cosine_alpha, inner_times, linear_alpha, log_abar, t_of_log_abar, table_alpha
+
+_ZERO_SNR = 2.0**-24
+"""The cumulative alpha that libraries write for a terminal signal-to-noise ratio of 0."""
 
 
 class Schedule(abc.ABC):
@@ -155,7 +158,10 @@ class VPSDE(Schedule):
         return t_of_log_abar(self.alpha2t_fn, -np.logaddexp(0.0, 2 * np.asarray(log_rho, dtype=np.float64)))
 
     def kinks(self) -> Array:
-        return np.empty(0) if self.num_times is None else self.log_rho(np.arange(self.num_times))
+        if self.num_times is None:
+            return np.empty(0)
+        log_rho = np.unique(self.log_rho(np.arange(self.num_times)))
+        return log_rho[np.isfinite(log_rho)]
 
     @classmethod
     def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> VPSDE:
@@ -178,29 +184,36 @@ class VPSDE(Schedule):
         Parameters
         ----------
         alphas_cumprod : array of shape (N,)
-            Cumulative alphas, decreasing in (0, 1]; NumPy, torch or JAX, of any floating dtype. Between the integer times
-            alpha is linear.
+            Cumulative alphas in [0, 1] that never rise; NumPy, torch or JAX, of any floating dtype. Between the integer times
+            alpha is linear. Sampling starts at the first time of the smallest alpha and ends at the last time of the greatest, as
+            clamped tables repeat them. A last alpha of 0 is a terminal signal-to-noise ratio of zero (arXiv 2305.08891): plans
+            start there in the data form, and the network must predict v, x_0 or the like. A last alpha of 2^-24, which libraries
+            write in its place, may lie above those before it, which then count as 2^-24, too.
 
         Raises
         ------
         ValueError
-            Where the alphas are not a decreasing array in (0, 1] of at least two entries.
+            Where the alphas are not such an array of at least two different entries.
         """
         if hasattr(alphas_cumprod, "detach"):
             alphas_cumprod = alphas_cumprod.detach().cpu().double().numpy()
         alphas = np.array(alphas_cumprod, dtype=np.float64)
         if alphas.ndim != 1 or len(alphas) < 2:
             raise ValueError(f"alphas_cumprod must have shape (N,) with N of at least 2, and has shape {alphas.shape}")
-        wrong = ~((alphas > 0) & (alphas <= 1) & (np.diff(alphas, prepend=np.inf) < 0))
+        if 0 < alphas[-1] <= _ZERO_SNR:
+            alphas = np.maximum(alphas, alphas[-1])
+        wrong = ~((alphas >= 0) & (alphas <= 1) & (np.diff(alphas, prepend=np.inf) <= 0))
         if wrong.any():
             i = int(np.argmax(wrong))
             raise ValueError(
-                f"alphas_cumprod must decrease strictly within (0, 1], and alphas_cumprod[{i}]={alphas[i].item()!r} does not; "
+                f"alphas_cumprod must lie in [0, 1] and never rise, and alphas_cumprod[{i}]={alphas[i].item()!r} does not; "
                 "give the cumulative products of 1 - beta, in the order of training times"
             )
+        if alphas[0] == alphas[-1]:
+            raise ValueError(f"alphas_cumprod is {alphas[0].item()!r} at every time: there is no noise to remove")
         alphas.setflags(write=False)
-        n = len(alphas)
-        return cls(*table_alpha(alphas), 0.0, n - 1.0, num_times=n, name=f"VPSDE.discrete({n} times)")
+        n, (first, stop) = len(alphas), inner_times(alphas)
+        return cls(*table_alpha(alphas), float(first), stop - 1.0, num_times=n, name=f"VPSDE.discrete({n} times)")
 
 
 @dataclass(frozen=True)

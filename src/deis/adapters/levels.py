@@ -12,9 +12,5 @@ FLOAT32 = 2e-3
 
 
 def with_data(alphas_cumprod: ArrayLike) -> VPSDE:
-    """Return `VPSDE.discrete` with t = training time + 1, and t = 0 for the data, where alpha = 1 and sigma = 0.
-
-    alphas_cumprod of 0, a terminal signal-to-noise ratio of 0, becomes 2^-24, as in diffusers: the eps form would have no meaning
-    there.
-    """
-    return VPSDE.discrete(np.concatenate([[1.0], np.maximum(np.asarray(alphas_cumprod, dtype=np.float64), 2.0**-24)]))
+    """Return `VPSDE.discrete` with t = training time + 1, and t = 0 for the data, where alpha = 1 and sigma = 0."""
+    return VPSDE.discrete(np.concatenate([[1.0], np.asarray(alphas_cumprod, dtype=np.float64)]))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import minimize
 
-from ..grids import continuous_grid, distinct_integers
+from ..grids import continuous_grid, distinct_times
 from ..methods import make_plan
 from ..methods.adams import Builder
 from ..plan import Plan
@@ -194,7 +194,7 @@ def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: 
         """Return the times whose increments along the dense grid are in the ratio exp(z): they stay in order."""
         inner = np.cumsum(np.exp(z - z.max()))
         ts = np.append(np.interp(np.append(0.0, inner[:-1] / inner[-1]), place, dense), dense[-1])
-        return ts if sde.num_times is None else distinct_integers(ts, sde.num_times)
+        return ts if sde.num_times is None else distinct_times(ts, sde)
 
     def bound(z: Array) -> float:
         plan = make_plan(sde, method, ts=times(z))

@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from ..files import replacing
+from ..grids import times_of_levels
 from ..machine import run_rows
 from ..methods import make_plan
 from ..methods.adams import adams, choose_form
@@ -199,7 +200,7 @@ def _distance(end: Array, coarser: Array) -> float:
 
 def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float) -> tuple[Plan, Array]:
     """Return the plan whose end moves less than tol from that of half as many steps, and the latter."""
-    most = MOST_STEPS if few.sde.num_times is None else len(_whole_times(few.sde)) - 1
+    most = MOST_STEPS if few.sde.num_times is None else len(times_of_levels(few.sde)) - 1
     number = min(steps or 2 * FIRST_STEPS, most)
     before = _integrate(few, dense_plan(few.sde, max(number // 2, 1), form), x_T)[0][-1]
     while True:
@@ -216,10 +217,6 @@ def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: floa
                 f"give a greater tol than {tol!r}, or check the model's schedule and what it predicts"
             )
         number, before = min(2 * number, most), end
-
-
-def _whole_times(sde: Schedule) -> Array:
-    return np.arange(np.ceil(sde.t_end), sde.t_start + 1)
 
 
 def _check_deterministic(network: Network, x_T: Array, form: str) -> Array:

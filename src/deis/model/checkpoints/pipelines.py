@@ -6,13 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...foreign import labels_like
 from ...sde import VPSDE, FlowMatching, Schedule
 from ..pretrained import Network, Pretrained
-
-_TINY = 2.0**-24  # what diffusers, too, takes for an alphas_cumprod of 0
 
 
 def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype: str = "float32") -> Pretrained:
@@ -92,7 +88,7 @@ def _schedule(scheduler: Any) -> tuple[Schedule, str, float]:
             f"{type(scheduler).__name__} with prediction_type={config.get('prediction_type')!r} has no schedule known here; give "
             "the network to deis.Denoiser with the schedule it was trained on"
         )
-    return VPSDE.discrete(np.maximum(alphas.double().numpy(), _TINY)), predicts, 1.0
+    return VPSDE.discrete(alphas), predicts, 1.0
 
 
 Parts = tuple[Network, int | None, int | None, Callable[[Any], tuple[Any, Any]] | None]
