@@ -190,6 +190,9 @@ def test_tables_with_ties_have_grids_and_inverses(runs: list[int], seed: int, cl
     inside = levels[int(clean) : len(levels) - int(zero)]
     back = sde.t_of_rho(np.sqrt(1 / inside - 1))
     np.testing.assert_allclose(sde.alpha(back) ** 2, inside, rtol=1e-9)
+    for end in (sde.t_start, sde.t_end):  # beyond the ends, too: rounding may lead there
+        if 0 < sde.rho(end) < np.inf:
+            assert sde.t_of_rho(sde.rho(end) * np.array([1 - 1e-15, 1, 1 + 1e-15])) == pytest.approx(end, abs=1e-9)
     between = (inside[1:] + inside[:-1]) / 2  # where the table is linear, the inverse is continuous
     np.testing.assert_allclose(sde.alpha(sde.t_of_rho(np.sqrt(1 / between - 1))) ** 2, between, rtol=1e-9)
     for num_step in (1, len(runs) - 1):

@@ -1,6 +1,7 @@
 """deis: exponential-integrator samplers for diffusion models, each one a table, on PyTorch, JAX and NumPy."""
 
 from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibration_report, make_teacher
+from .cut import cut_plan
 from .grids import make_grid
 from .methods import get_method, make_plan
 from .methods.adams import adams
@@ -37,6 +38,7 @@ __all__ = [
     "calibration_report",
     "classifier_free",
     "classifier_guided",
+    "cut_plan",
     "dynamic_threshold",
     "edm_preconditioned",
     "get_method",

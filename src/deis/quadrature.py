@@ -85,7 +85,7 @@ def lagrange_integrals(
     decay = high[row][:, None] - log_rho if form == "eps" else log_rho - low[row][:, None]
     rate = power[row][:, None]
     t = schedule.t_of_log_rho(log_rho)
-    basis = _lagrange(clock(schedule, t, log_rho), _node_clock(schedule, clock, node_t)[row])
+    basis = lagrange(clock(schedule, t, log_rho), _node_clock(schedule, clock, node_t)[row])
     if norm is not None:
         basis = basis * norm(t)[..., None] / norm(node_t)[row][:, None, :]
     panel = np.einsum("pq,pqj->pj", half * _WEIGHTS * rate * np.exp(-rate * decay), basis)
@@ -117,7 +117,7 @@ def _panels(low: Array, high: Array, kinks: Array) -> tuple[NDArray[np.intp], Ar
     return row, np.concatenate([cuts[:-1] for cuts in pieces]), np.concatenate([cuts[1:] for cuts in pieces])
 
 
-def _lagrange(u: Array, node_u: Array) -> Array:
+def lagrange(u: Array, node_u: Array) -> Array:
     """Evaluate the Lagrange polynomials of the nodes (rows, k) at u (rows, q); shape (rows, q, k)."""
     k = node_u.shape[1]
     basis = np.ones((*u.shape, k))

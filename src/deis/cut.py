@@ -1,0 +1,191 @@
+"""Plans that begin or end in the middle of another: what image-to-image, inpainting and a second model need.
+
+The rule is one for every plan, of a method or fitted, of one stage or several. Rows that use no prediction from before the
+beginning stay as they are. In the others each such prediction is replaced by the value, at its place, of the polynomial through
+those that there are since, in the clock "vp_t", which every schedule shares. So the first row, which has one prediction, becomes a
+step of first order, the second one of second order, and so on, as at the start of a method: a plan of a method in this clock, cut,
+is the method on the times that are left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .grids import VP_START, vp_time
+from .model.predictions import Level
+from .plan import Plan
+from .quadrature import lagrange
+from .sde import Schedule
+
+Array = NDArray[np.float64]
+_SAME = 1e-4  # relative, of noise levels that went through float32
+_ROWS = ("keep_x", "keep_p", "keep_z", "next_x", "next_p", "accepts", "calls", "guess")
+
+
+def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float | None = None) -> Plan:
+    """Return the part of a plan between two times.
+
+    Parameters
+    ----------
+    plan : Plan
+    sde : Schedule
+        The one that the plan was made for.
+    start : float, optional
+        The time of the state to begin with, such as ``alpha * x_0 + sigma * noise`` for image-to-image. Between two rows of the
+        plan it takes the place of the one whose noise level is nearer, and the later ones stay. By default the plan's own start.
+    end : float, optional
+        Where to stop, one of `plan.ts`; by default the plan's own end.
+
+    Returns
+    -------
+    Plan
+        It begins with a step of first order, because no predictions from before it are there.
+
+    Raises
+    ------
+    ValueError
+        Where the plan was made for another schedule, start or end lie outside of it, or end within one of its steps.
+    """
+    if not plan.matches(sde):
+        raise ValueError(f"plan {plan.method!r} was made for the schedule {plan.schedule!r}, and sde is {sde.name}; give its own")
+    return between(plan, *(None if t is None else Level(float(t), float(sde.alpha(t)), float(sde.sigma(t))) for t in (start, end)))
+
+
+def between(plan: Plan, start: Level | None, end: Level | None) -> Plan:
+    """Return the part of a plan between two noise levels; see `cut_plan`."""
+    first, level = (0, None) if start is None else _nearest(plan, start)
+    stop = len(plan.rows) if end is None else _row_of_end(plan, end)
+    return plan if (first, stop, level) == (0, len(plan.rows), None) else _part(plan, first, stop, level)
+
+
+def from_call(plan: Plan, call: int) -> Plan:
+    """Return the part of a plan from its evaluation number `call` on, from 0; all its later times stay what they are.
+
+    An evaluation that the row alone could not use, because the next is at the same time, shares the weights of that one.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such evaluation, or a later one lies at an earlier time, above it.
+    """
+    rows = np.flatnonzero(plan.calls)
+    if not 0 <= call < len(rows):
+        raise ValueError(f"call={call!r} must lie in 0 ... {len(rows) - 1}, the evaluations of the plan {plan.method!r}")
+    return _part(plan, int(rows[call]), len(plan.rows), None) if call else plan
+
+
+def _nearest(plan: Plan, level: Level) -> tuple[int, Level | None]:
+    """Return the row whose place a level takes, and the level; None where it is the row's own."""
+    rho = _rho(plan.alpha[:-1], plan.sigma[:-1])
+    own = float(_rho(np.array(level.alpha), np.array(level.sigma)))
+    same = np.flatnonzero(plan.calls & np.isclose(rho, own, _SAME, 0))
+    if len(same):  # of stages at one time the last, which wastes none
+        return int(same[-1]), None
+    later = np.maximum.accumulate(plan.t[:0:-1])[::-1]  # the greatest time after each row
+    able = np.flatnonzero(plan.calls & (later < level.t))
+    if own > rho.max() or len(able) == 0:
+        raise ValueError(
+            f"start={level.t!r} lies outside the plan {plan.method!r}, which runs from t={plan.t[0].item()!r} to "
+            f"{plan.t[-1].item()!r}; begin within it"
+        )
+    distance = np.abs(_clock(plan.alpha[able], plan.sigma[able]) - _clock(np.array(level.alpha), np.array(level.sigma)))
+    return int(able[np.argmin(distance)]), level
+
+
+def _row_of_end(plan: Plan, end: Level) -> int:
+    """Return the number of the rows until a level, which must be that of a step's end."""
+    own = _rho(np.array(end.alpha), np.array(end.sigma))
+    rows = np.flatnonzero(plan.accepts & np.isclose(_rho(plan.alpha[1:], plan.sigma[1:]), own, _SAME, 1e-12))
+    if len(rows) == 0:
+        raise ValueError(
+            f"end={end.t!r} ends no step of the plan {plan.method!r}, whose times are {plan.ts.tolist()}; use one of them"
+        )
+    return int(rows[0]) + 1
+
+
+def _part(plan: Plan, first: int, stop: int, level: Level | None) -> Plan:
+    """Return the rows first, ..., stop - 1, the first of them at another level if one is given."""
+    t, alpha, sigma = (getattr(plan, name)[: stop + 1].copy() for name in ("t", "alpha", "sigma"))
+    if level is not None:
+        t[first], alpha[first], sigma[first] = level
+    _check_part(plan, first, t)
+    rows = {name: getattr(plan, name)[first:stop].copy() for name in _ROWS}
+    own, there = _clock(plan.alpha[:stop], plan.sigma[:stop]), _clock(alpha[:stop], sigma[:stop])
+    for name in ("keep_p", "next_p"):
+        for i, weights in enumerate(rows[name]):
+            rows[name][i] = _without_the_lost(weights, first + i, own, there, plan.calls, first, level is not None)
+    _begin(rows, plan, first, level)
+    if t[first] == t[first + 1]:
+        _share(rows)
+    t, alpha, sigma = t[first:], alpha[first:], sigma[first:]
+    discrete = plan.discrete and bool(t[0] == np.rint(t[0]))
+    return replace(plan, t=t, alpha=alpha, sigma=sigma, **rows, discrete=discrete, method=f"{plan.method} from t={t[0]:.4g}")
+
+
+def _check_part(plan: Plan, first: int, t: Array) -> None:
+    if first >= len(t) - 1:
+        raise ValueError(f"the plan {plan.method!r} has no step left between start and end; give a start before end")
+    if not (t[first + 1 : -1] <= t[first]).all() or t[-1] == t[first]:
+        raise ValueError(
+            f"the plan {plan.method!r} cannot begin with its row {first}, at t={t[first].item()!r}: a later row lies at "
+            f"t={t[first + 1 :].max().item()!r}, or the plan ends there; begin with one of its full steps"
+        )
+
+
+def _without_the_lost(weights: Array, i: int, own: Array, there: Array, calls: NDArray[np.bool_], first: int, moved: bool) -> Array:
+    """Return the weights of row i, newest prediction first, with those of the lost ones given to the polynomial through the others.
+
+    own and there are the clocks of the predictions in the whole plan and in its part. A moved start takes the place of a
+    prediction that is lost.
+    """
+    row = i - np.arange(len(weights))  # of each prediction
+    lost = (row < first + moved) & (weights != 0)
+    places = np.flatnonzero((row >= first) & calls[row])
+    _, newest = np.unique(there[row[places]], return_index=True)  # of stages at one time
+    nodes = places[np.sort(newest)]
+    out = np.where(lost, 0.0, weights)
+    out[nodes] += weights[lost] @ lagrange(own[row[lost]][None], there[row[nodes]][None])[0]
+    return out
+
+
+def _begin(rows: dict[str, Any], plan: Plan, first: int, level: Level | None) -> None:
+    """Write the first row, which finds the state x in place of base, and x = a x_i + b p at a moved start.
+
+    Before a row of the whole plan, x = next_x base + sum_j next_p[j] p_{i-1-j} by the row before it.
+    """
+    a, b = (1.0, 0.0) if level is None else _first_order(plan, first, level)
+    scale, stage = (1.0, 0.0) if first == 0 else (plan.next_x[first - 1], plan.next_p[first - 1].sum())
+    rows["keep_p"][0, 0] += rows["keep_x"][0] * (b - stage) / scale
+    rows["keep_x"][0] *= a / scale
+
+
+def _first_order(plan: Plan, first: int, level: Level) -> tuple[float, float]:
+    """Return a and b of the state at a row, a x + b p, from x and p at a level: the step that is exact for constant p."""
+    alpha, sigma = plan.alpha[first], plan.sigma[first]
+    if plan.form == "eps":
+        return alpha / level.alpha, sigma - alpha / level.alpha * level.sigma
+    return sigma / level.sigma, alpha - sigma / level.sigma * level.alpha
+
+
+def _share(rows: dict[str, Any]) -> None:
+    """Give the first prediction half of the weights of the second, which is one of the same state."""
+    rows["accepts"][0] = False
+    for name in ("keep_p", "next_p"):
+        for i in range(1, min(len(rows[name]), rows[name].shape[1])):
+            rows[name][i, i - 1 : i + 1] = rows[name][i, i - 1 : i + 1].sum() / 2
+
+
+def _clock(alpha: Array, sigma: Array) -> Array:
+    """Return the time of the linear VP schedule at the same noise level; alpha = 0 lies where a grid from there begins."""
+    with np.errstate(divide="ignore"):
+        u = vp_time(np.log(sigma) - np.log(alpha))
+    return np.where(np.isinf(u), VP_START, u)
+
+
+def _rho(alpha: Array, sigma: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return sigma / alpha
