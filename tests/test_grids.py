@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import deis
 
+from .oracle import Array, gaussian
 from .test_coefficients import EVERY
 
 SDE = deis.VPSDE.linear()
@@ -53,6 +54,36 @@ def test_the_vp_t_grid_has_the_noise_levels_of_the_linear_vp_grid(sde: deis.Sche
     np.testing.assert_allclose(deis.make_grid(SDE, 9, "vp_t"), deis.make_grid(SDE, 9, "t"), rtol=1e-12)
     first, second = (deis.make_plan(SDE, deis.adams("data", clock, 2, 3), 9) for clock in ("vp_t", "t"))
     np.testing.assert_allclose(first.keep_p, second.keep_p, rtol=1e-9, atol=1e-13)
+
+
+@given(st.floats(0.2, 10), st.integers(1, 30), st.floats(0.5, 3))
+def test_a_shift_moves_the_times_of_flow_matching_and_no_noise_level(shift: float, num_step: int, power: float) -> None:
+    """Equation 23 of arXiv 2403.03206, written out."""
+    sde = deis.FlowMatching(shift=shift)
+    u = np.linspace(1, 0, num_step + 1) ** power
+    np.testing.assert_allclose(deis.make_grid(sde, num_step, "t", power), shift * u / (1 + (shift - 1) * u), rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(sde.sigma(u), deis.FlowMatching().sigma(u))
+    assert deis.make_plan(sde, "auto", num_step, "t").matches(deis.FlowMatching())
+
+
+@pytest.mark.parametrize("sde", EVERY, ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "method", ["auto", "tab2", "tab3", "rhoab2", "lms2", "ipndm", "dpmpp_2m", "dpmpp_3m", "unipc2", "deis_abm"]
+)
+def test_on_the_default_grid_a_higher_order_is_worth_it(sde: deis.Schedule, method: str) -> None:
+    """At 50 steps, every method of a higher order has less than half of the error that the first order has on the same schedule."""
+    _, solution = gaussian(sde)
+    x_T = sde.alpha(sde.t_start) * 0.7 + sde.sigma(sde.t_start) * np.linspace(-2, 2, 9)[:, None]
+
+    def model(x: Array, t: Array) -> Array:
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        return 0.7 + 0.25 * alpha * (x - 0.7 * alpha) / ((0.5 * alpha) ** 2 + sigma**2)
+
+    def error(name: str) -> float:
+        plan = deis.make_plan(sde, name, 50)
+        return float(np.abs(deis.sample(plan, model, x_T, predicts="x0") - solution(sde.t_end, x_T)).max())
+
+    assert error(method) < error("ddim") / 2 < 0.05
 
 
 def test_karras_sigmas() -> None:
@@ -104,6 +135,8 @@ def test_methods_say_where_they_have_no_meaning() -> None:
         deis.make_plan(flow, "dpmpp_2s")
     with pytest.raises(ValueError, match="alpha is 0"):
         deis.make_plan(flow, "rhork_2heun")
+    with pytest.raises(ValueError, match=r"shift=0 must be positive"):
+        deis.FlowMatching(shift=0)
     with pytest.raises(ValueError, match="leaves the schedule"):
         deis.make_plan(deis.VPSDE.discrete([0.9, 0.5, 0.1]), ts=[5.0, 1.0])
     with pytest.raises(TypeError, match="sde must be"):

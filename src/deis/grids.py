@@ -30,9 +30,9 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     num_step : int
         The number of steps, at least 1.
     ts_phase : {"t", "rho", "log", "vp_t"}
-        The quantity that is spaced evenly: t^(1/ts_order); rho^(1/ts_order), where ts_order=7 is the grid of Karras et al.
-        (arXiv 2206.00364, eq. 5); log rho, where ts_order has no meaning; or t^(1/ts_order) of the linear VP schedule at the same
-        rho, which is the same grid of noise levels for every schedule.
+        The quantity that is spaced evenly: t^(1/ts_order), before the shift of a `FlowMatching` that has one; rho^(1/ts_order),
+        where ts_order=7 is the grid of Karras et al. (arXiv 2206.00364, eq. 5); log rho, where ts_order has no meaning; or
+        t^(1/ts_order) of the linear VP schedule at the same rho, which is the same grid of noise levels for every schedule.
     ts_order : float, optional
         The power, greater than 0; by default 2 for t and vp_t, and 7 for rho.
 
@@ -71,7 +71,8 @@ def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_o
     if ts_phase == "t":
         if end < 0:
             raise ValueError(f"ts_phase='t' takes roots of t, and the end time is {end!r}; use ts_phase='log'")
-        ts = np.linspace(start ** (1 / ts_order), end ** (1 / ts_order), int(num_step) + 1) ** ts_order
+        root = schedule.even_of_t([start, end]) ** (1 / ts_order)
+        ts = schedule.t_of_even(np.linspace(root[0], root[1], int(num_step) + 1) ** ts_order)
     else:
         log_rho = schedule.log_rho(np.array([start, end]))
         _refuse_infinite(log_rho, ts_phase, schedule)
@@ -82,6 +83,12 @@ def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_o
             ts = schedule.t_of_rho(np.linspace(root[0], root[1], int(num_step) + 1) ** ts_order)
     ts[0], ts[-1] = start, end  # the powers and inverses above may miss the ends by a rounding
     return ts
+
+
+def has_grid(schedule: Schedule, ts_phase: str) -> bool:
+    """Tell whether a quantity is finite at the ends of a schedule, so that a grid can be even in it."""
+    high, low = schedule.log_rho(np.array([schedule.t_start, schedule.t_end]))
+    return ts_phase in ("t", "vp_t") or not (np.isposinf(high) or (np.isneginf(low) and ts_phase == "log"))
 
 
 def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,8 +35,11 @@ class Schedule(abc.ABC):
         For a discrete schedule, the number of its times 0, 1, ..., num_times - 1; None for a continuous one.
     name : str
         How the schedule was made, as a plan records it.
+    default_grid : tuple of (str, float)
+        The ts_phase and ts_order of `deis.make_plan` where neither the caller nor the method asks for one.
     """
 
+    default_grid: ClassVar[tuple[str, float]] = ("t", 2.0)
     sampling_eps: float
     sampling_T: float
     num_times: int | None
@@ -83,6 +86,14 @@ class Schedule(abc.ABC):
     def t_of_rho(self, rho: ArrayLike) -> Array:
         """Return the time at which sigma/alpha = rho."""
         return self.t_of_log_rho(_log(rho))
+
+    def even_of_t(self, t: ArrayLike) -> Array:
+        """Return the quantity in whose powers a "t" grid is even: t itself, unless the schedule shifts it."""
+        return np.asarray(t, dtype=np.float64)
+
+    def t_of_even(self, even: ArrayLike) -> Array:
+        """Return the inverse of `even_of_t`."""
+        return np.asarray(even, dtype=np.float64)
 
     def kinks(self) -> Array:
         """Return the increasing values of log rho between which t(log rho) is smooth; empty where it is smooth throughout."""
@@ -252,6 +263,7 @@ class SubVPSDE(Schedule):
 class VESDE(Schedule):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t (arXiv 2011.13456)."""
 
+    default_grid: ClassVar[tuple[str, float]] = ("vp_t", 2.0)  # a power of t would crowd the steps at the smallest noise
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     sampling_eps: float = 1e-3
@@ -280,6 +292,10 @@ class VESDE(Schedule):
 class EDM(Schedule):
     """Karras et al. 2022 (arXiv 2206.00364): alpha = 1, sigma = t; time is the noise level itself, from 80 to 0.002."""
 
+    default_grid: ClassVar[tuple[str, float]] = (
+        "vp_t",
+        2.0,
+    )  # a power of t would spend its steps at great noise
     sampling_eps: float = 0.002
     sampling_T: float = 80.0
     name: str = field(default="EDM()", init=False, repr=False)
@@ -302,10 +318,25 @@ class EDM(Schedule):
 
 @dataclass(frozen=True)
 class FlowMatching(Schedule):
-    """Flow matching on straight paths, rectified flow: alpha = 1 - t, sigma = t, from t = 1 (alpha = 0) to t = 0 (sigma = 0)."""
+    """Flow matching on straight paths, rectified flow: alpha = 1 - t, sigma = t, from t = 1 (alpha = 0) to t = 0 (sigma = 0).
+
+    Parameters
+    ----------
+    sampling_eps, sampling_T : float
+        The times at which sampling ends and starts, within [0, 1].
+    shift : float
+        Where "t" grids put their steps: evenly in powers of u, with t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206, eq. 23). A
+        network is given t, the noise level, whatever the shift; more than 1 puts more steps at high noise, as for large pictures.
+
+    Raises
+    ------
+    ValueError
+        Where a time lies outside [0, 1], sampling_T is not the greater one, or shift is not positive.
+    """
 
     sampling_eps: float = 0.0
     sampling_T: float = 1.0
+    shift: float = 1.0
     name: str = field(default="FlowMatching()", init=False, repr=False)
     num_times: int | None = field(default=None, init=False, repr=False)
 
@@ -313,6 +344,10 @@ class FlowMatching(Schedule):
         for argument in ("sampling_T", "sampling_eps"):
             if not 0 <= getattr(self, argument) <= 1:
                 raise ValueError(f"{argument}={getattr(self, argument)!r} must lie in [0, 1]")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift={self.shift!r} must be positive; 1 is none")
+        if self.shift != 1:
+            object.__setattr__(self, "name", f"FlowMatching(shift={self.shift!r})")
         _check_span(self)
 
     def log_alpha(self, t: ArrayLike) -> Array:
@@ -324,3 +359,11 @@ class FlowMatching(Schedule):
 
     def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
         return expit(np.asarray(log_rho, dtype=np.float64))
+
+    def even_of_t(self, t: ArrayLike) -> Array:
+        t = np.asarray(t, dtype=np.float64)
+        return t / (self.shift + (1 - self.shift) * t)
+
+    def t_of_even(self, even: ArrayLike) -> Array:
+        even = np.asarray(even, dtype=np.float64)
+        return self.shift * even / (1 + (self.shift - 1) * even)

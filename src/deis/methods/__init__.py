@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..grids import DEFAULT_ORDER, custom_grid, make_grid
+from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule
 from .adams import Array, Builder
@@ -47,8 +47,8 @@ def make_plan(
         The number of steps; 10 where neither it, nfe, ts nor sigmas is given. A method of s stages makes s evaluations a step;
         `plan.nfe` tells.
     ts_phase, ts_order
-        The grid, see `deis.make_grid`; by default the method's own, which is t of power 2 but for those whose papers say
-        otherwise.
+        The grid, see `deis.make_grid`; by default the method's own, where its paper names one that the schedule has, or the
+        schedule's (`default_grid`): t of power 2, and vp_t of power 2 for `EDM` and `VESDE`.
     nfe : int, optional
         Instead of num_step: the evaluations to make, exactly. A method of several stages that do not divide them ends with
         cheaper steps.
@@ -79,8 +79,9 @@ def make_plan(
     if given is not None:
         times, grid = given, "custom grid"
     else:
-        phase = default_grid[0] if ts_phase is None else ts_phase
-        order = default_grid[1] if ts_order is None and phase == default_grid[0] else ts_order
+        own = sde.default_grid if default_grid is None or not has_grid(sde, default_grid[0]) else default_grid
+        phase = own[0] if ts_phase is None else ts_phase
+        order = own[1] if ts_order is None and phase == own[0] else ts_order
         times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
     plan = build(sde, times, grid, counts) if isinstance(build, SingleStep) else build(sde, times, grid)
     plan = plan if afs is None else _analytical_first_step(plan, afs)
@@ -91,15 +92,15 @@ def make_plan(
     return plan
 
 
-def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, tuple[str, float]]:
-    """Return the builder of a method, and its own grid."""
+def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, tuple[str, float] | None]:
+    """Return the builder of a method, and the grid that it asks for."""
     if isinstance(method, str):
         return get_method(method, **options), find(method)[0].grid
     if not callable(method):
         raise TypeError(f"method must be a name or a function (schedule, ts, grid) -> Plan, and is {method!r}")
     if options:
         raise ValueError(f"the options {sorted(options)} belong to a method given by name; give them to the builder")
-    return method, ("t", DEFAULT_ORDER["t"])
+    return method, None
 
 
 def evaluations_of_steps(build: Builder, nfe: int, clean: bool, *, saves: bool = False) -> list[int]:

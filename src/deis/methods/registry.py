@@ -31,8 +31,8 @@ class Entry:
         its order of convergence, and its evaluations a step.
     reference : str
         Where it comes from, and what it equals.
-    grid : tuple of (str, float)
-        The ts_phase and ts_order that it uses unless told otherwise.
+    grid : tuple of (str, float), optional
+        The ts_phase and ts_order that it uses unless told otherwise; None for those of the schedule.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Entry:
     order: str
     evaluations: str
     reference: str
-    grid: tuple[str, float] = ("t", 2.0)
+    grid: tuple[str, float] | None = None
 
     @property
     def pattern(self) -> str:
