@@ -292,10 +292,7 @@ class VESDE(Schedule):
 class EDM(Schedule):
     """Karras et al. 2022 (arXiv 2206.00364): alpha = 1, sigma = t; time is the noise level itself, from 80 to 0.002."""
 
-    default_grid: ClassVar[tuple[str, float]] = (
-        "vp_t",
-        2.0,
-    )  # a power of t would spend its steps at great noise
+    default_grid: ClassVar[tuple[str, float]] = ("vp_t", 2.0)  # a power of t would spend its steps at great noise
     sampling_eps: float = 0.002
     sampling_T: float = 80.0
     name: str = field(default="EDM()", init=False, repr=False)
