@@ -18,6 +18,7 @@ from deis.methods.registry import REGISTRY
 from deis.plan import Plan
 
 from .oracle import gaussian, two_modes
+from .test_coefficients import EVERY
 
 SDE = deis.VPSDE.linear()
 NAMES = [
@@ -48,7 +49,7 @@ def test_a_plan_in_its_clock_cut_at_a_row_is_the_method_on_the_times_left(
 ) -> None:
     method = deis.adams(form, "vp_t", order, corrector)
     plan = deis.make_plan(SDE, method, 8)
-    assert_alike(from_call(plan, call), deis.make_plan(SDE, method, ts=plan.t[call:]))
+    assert_alike(from_call(plan, SDE, call), deis.make_plan(SDE, method, ts=plan.t[call:]))
 
 
 @given(form=st.sampled_from(["eps", "data"]), order=st.integers(0, 3), where=st.floats(0.05, 0.95))
@@ -71,9 +72,9 @@ def test_every_method_can_begin_with_every_evaluation(name: str) -> None:
     for call, row in enumerate(rows.tolist()):
         if plan.t[row] == plan.t[-1]:
             with pytest.raises(ValueError, match="or the plan ends there"):
-                from_call(plan, call)
+                from_call(plan, SDE, call)
             continue
-        part = from_call(plan, call)  # which checks that alpha x_0 + sigma eps is carried exactly
+        part = from_call(plan, SDE, call)  # which checks that alpha x_0 + sigma eps is carried exactly
         assert part.nfe == plan.nfe - call
         np.testing.assert_array_equal(part.t, plan.t[row:])
         intact = part.window + int(plan.t[row] == plan.t[row + 1])  # beyond, no row knows where the plan began
@@ -98,7 +99,7 @@ def test_an_evaluation_at_the_time_of_the_next_shares_its_weights() -> None:
     """The second stage of Heun's method lies at the end of its step: begun there, both evaluations are of one state."""
     plan = deis.make_plan(SDE, "rhork_2heun", 4)
     eps, _ = gaussian(SDE)
-    twice, once = from_call(plan, 3), from_call(plan, 4)
+    twice, once = from_call(plan, SDE, 3), from_call(plan, SDE, 4)
     assert (twice.nfe, once.nfe, twice.t[0]) == (5, 4, once.t[0])
     np.testing.assert_allclose(deis.sample(twice, eps, X_T), deis.sample(once, eps, X_T), rtol=1e-12)
 
@@ -123,6 +124,37 @@ def test_a_fitted_plan_keeps_its_rows_and_says_what_it_was_fitted_to() -> None:
         np.testing.assert_array_equal(getattr(part, column)[2:], getattr(fitted, column)[4:])
 
 
+def test_a_calibrated_plan_gives_way_to_auto_and_says_so() -> None:
+    plan = replace(deis.make_plan(SDE, "tab3", 6), fitted="a test", provenance={"stages": []})
+    with pytest.warns(UserWarning, match=r"was calibrated as a whole, from t=1\.0; from t=0\.\d+ on 'auto' takes its place"):
+        part = cut_plan(plan, SDE, 0.3)
+    assert part == deis.make_plan(SDE.between(0.3), nfe=part.nfe)
+    with pytest.warns(UserWarning, match="takes its place"):
+        assert from_call(plan, SDE, 2) == deis.make_plan(SDE, ts=plan.t[2:])
+    assert cut_plan(plan, SDE, end=float(plan.t[3])).provenance == plan.provenance  # its first rows stay
+
+
+@pytest.mark.parametrize("sde", EVERY, ids=lambda sde: sde.name)
+def test_a_part_of_a_schedule_is_the_schedule_there(sde: deis.Schedule) -> None:
+    ts = deis.make_grid(sde, 9)
+    part = sde.between(float(ts[3]), float(ts[7]))
+    assert (part.t_start, part.t_end) == (ts[3], ts[7])
+    np.testing.assert_array_equal(part.rho(ts), sde.rho(ts))
+    assert deis.make_plan(part, "auto", 3).matches(sde)
+    assert (sde.t_start, sde.t_end) == (ts[0], ts[-1])
+    with pytest.raises(ValueError, match="must be greater"):
+        sde.between(float(ts[7]), float(ts[3]))
+
+
+def test_a_part_of_a_discrete_schedule_keeps_ends_between_its_times() -> None:
+    sde = deis.VPSDE.discrete(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    ts = deis.make_grid(sde.between(500.5, 20), 5)
+    assert (ts[0], ts[-1]) == (500.5, 20)
+    np.testing.assert_array_equal(ts[1:], np.rint(ts[1:]))
+    with pytest.raises(ValueError, match=r"start=1000 must lie in \[0, 999\]"):
+        sde.between(1000)
+
+
 def test_stochastic_plans_keep_the_variance() -> None:
     """Begun between two rows: the plan's own check is that of the law of the end."""
     methods = (deis.get_method("ancestral"), deis.get_method("sde_dpmpp_2m"), deis.get_method("sa_solver", tau=0.6))
@@ -137,7 +169,7 @@ def test_the_whole_plan_is_returned_as_it_is() -> None:
     plan = deis.make_plan(SDE, "auto", 5)
     assert cut_plan(plan, SDE) is plan
     assert cut_plan(plan, SDE, SDE.t_start, SDE.t_end) is plan
-    assert from_call(plan, 0) is plan
+    assert from_call(plan, SDE, 0) is plan
 
 
 def test_a_start_at_the_end_of_a_step_wastes_no_stage_of_it() -> None:
@@ -160,7 +192,7 @@ def test_flow_matching_begins_behind_alpha_0() -> None:
     for name in ("auto", "tab3", "dpmpp_2m"):
         plan = deis.make_plan(flow, name, 6)
         for call in range(1, 6):
-            assert from_call(plan, call).nfe == 6 - call
+            assert from_call(plan, SDE, call).nfe == 6 - call
         assert cut_plan(plan, flow, 0.5 * float(plan.t[0] + plan.t[1])).alpha[0] > 0
 
 
@@ -177,6 +209,6 @@ def test_what_cannot_be_cut_is_refused() -> None:
     with pytest.raises(ValueError, match="was made for the schedule"):
         cut_plan(plan, deis.VPSDE.cosine(), 0.5)
     with pytest.raises(ValueError, match=r"call=5 must lie in 0 \.\.\. 4"):
-        from_call(plan, 5)
+        from_call(plan, SDE, 5)
     with pytest.raises(ValueError, match="begin with one of its full steps"):
-        from_call(deis.make_plan(SDE, "rhork_3ssprk", 3), 1)
+        from_call(deis.make_plan(SDE, "rhork_3ssprk", 3), SDE, 1)

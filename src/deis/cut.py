@@ -1,14 +1,17 @@
 """Plans that begin or end in the middle of another: what image-to-image, inpainting and a second model need.
 
-The rule is one for every plan, of a method or fitted, of one stage or several. Rows that use no prediction from before the
-beginning stay as they are. In the others each such prediction is replaced by the value, at its place, of the polynomial through
-those that there are since, in the clock "vp_t", which every schedule shares. So the first row, which has one prediction, becomes a
-step of first order, the second one of second order, and so on, as at the start of a method: a plan of a method in this clock, cut,
-is the method on the times that are left.
+Two rules serve every plan. Rows that use no prediction from before the beginning stay as they are. In the others each such
+prediction is replaced by the value, at its place, of the polynomial through those that there are since, in the clock "vp_t", which
+every schedule shares. So the first row, which has one prediction, becomes a step of first order, the second one of second order,
+and so on, as at the start of a method: a plan of a method in this clock, cut, is the method on the times that are left.
+
+A calibrated plan is fitted as a whole: its rows use all predictions, with weights that only those of its own trajectory balance.
+So what is left of it is made anew, by "auto" with as many evaluations, and it says so; benchmarks/cut.py measured both.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .grids import VP_START, vp_time
+from .methods import make_plan
 from .model.predictions import Level
 from .plan import Plan
 from .quadrature import lagrange
@@ -43,26 +47,39 @@ def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float |
     Returns
     -------
     Plan
-        It begins with a step of first order, because no predictions from before it are there.
+        It begins with a step of first order, because no predictions from before it are there. In the place of a calibrated plan,
+        "auto" with as many evaluations.
 
     Raises
     ------
+    UserWarning
+        Where the plan is a calibrated one.
     ValueError
         Where the plan was made for another schedule, start or end lie outside of it, or end within one of its steps.
     """
     if not plan.matches(sde):
         raise ValueError(f"plan {plan.method!r} was made for the schedule {plan.schedule!r}, and sde is {sde.name}; give its own")
-    return between(plan, *(None if t is None else Level(float(t), float(sde.alpha(t)), float(sde.sigma(t))) for t in (start, end)))
+    return between(plan, sde, start, end)
 
 
-def between(plan: Plan, start: Level | None, end: Level | None) -> Plan:
-    """Return the part of a plan between two noise levels; see `cut_plan`."""
-    first, level = (0, None) if start is None else _nearest(plan, start)
-    stop = len(plan.rows) if end is None else _row_of_end(plan, end)
-    return plan if (first, stop, level) == (0, len(plan.rows), None) else _part(plan, first, stop, level)
+def between(plan: Plan, sde: Schedule, start: float | None, end: float | None) -> Plan:
+    """Return the part of a plan between two times of a schedule whose noise levels are known to be its own; see `cut_plan`."""
+    first, level = (0, None) if start is None else _nearest(plan, _level(sde, start))
+    stop = len(plan.rows) if end is None else _row_of_end(plan, _level(sde, end))
+    if (first, stop, level) == (0, len(plan.rows), None):
+        return plan
+    if plan.provenance and (first, level) != (0, None):
+        left = int(plan.calls[first:stop].sum())
+        here = sde.between(plan.t[first] if level is None else level.t, plan.t[stop])
+        return _again(plan, make_plan(here, "auto", nfe=left))
+    return _part(plan, first, stop, level)
 
 
-def from_call(plan: Plan, call: int) -> Plan:
+def _level(sde: Schedule, t: float) -> Level:
+    return Level(float(t), float(sde.alpha(t)), float(sde.sigma(t)))
+
+
+def from_call(plan: Plan, sde: Schedule, call: int) -> Plan:
     """Return the part of a plan from its evaluation number `call` on, from 0; all its later times stay what they are.
 
     An evaluation that the row alone could not use, because the next is at the same time, shares the weights of that one.
@@ -75,7 +92,22 @@ def from_call(plan: Plan, call: int) -> Plan:
     rows = np.flatnonzero(plan.calls)
     if not 0 <= call < len(rows):
         raise ValueError(f"call={call!r} must lie in 0 ... {len(rows) - 1}, the evaluations of the plan {plan.method!r}")
-    return _part(plan, int(rows[call]), len(plan.rows), None) if call else plan
+    if call == 0:
+        return plan
+    if plan.provenance:
+        return _again(plan, make_plan(sde, "auto", ts=np.append(plan.t[rows[call:]], plan.t[-1])))
+    return _part(plan, int(rows[call]), len(plan.rows), None)
+
+
+def _again(plan: Plan, made: Plan) -> Plan:
+    """Return the plan that takes the place of a calibrated one from its middle on, and say so."""
+    warnings.warn(
+        f"the plan {plan.method!r} was calibrated as a whole, from t={plan.t[0].item()!r}; from t={made.t[0].item()!r} on "
+        f"{made.method!r} takes its place, with as many evaluations. Calibrate one for that start: "
+        "deis.make_plan(sde.between(start), ...)",
+        stacklevel=4,
+    )
+    return made
 
 
 def _nearest(plan: Plan, level: Level) -> tuple[int, Level | None]:

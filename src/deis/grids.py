@@ -40,6 +40,7 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     -------
     ndarray of shape (num_step + 1,)
         For a discrete schedule, integers of distinct noise levels: the grid rounded, and moved apart where two times round to one.
+        Only ends that are no integers, of a part of such a schedule, stay what they are.
 
     Raises
     ------
@@ -133,14 +134,14 @@ def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
 
 def distinct_times(ts: Array, schedule: Schedule) -> Array:
     """Round decreasing times to integers at which the noise levels of a discrete schedule differ; the ends stay where they are."""
-    own = times_of_levels(schedule)
+    own = np.union1d(times_of_levels(schedule), ts[[0, -1]])
     place = distinct_integers(np.interp(ts, own, np.arange(len(own))), len(own))
     return own[place.astype(np.intp)]
 
 
 def times_of_levels(schedule: Schedule) -> Array:
     """Return the integer times of a discrete schedule from `t_end` up to `t_start`, one for each noise level."""
-    times = np.arange(np.ceil(schedule.t_end), schedule.t_start + 1)
+    times = np.arange(np.ceil(schedule.t_end), np.floor(schedule.t_start) + 1)
     return times[np.diff(schedule.alpha(times), prepend=np.inf) < 0]
 
 

@@ -7,6 +7,7 @@ Everything is computed from two logarithms, log alpha and log rho, so that nothi
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -86,6 +87,24 @@ class Schedule(abc.ABC):
     def t_of_rho(self, rho: ArrayLike) -> Array:
         """Return the time at which sigma/alpha = rho."""
         return self.t_of_log_rho(_log(rho))
+
+    def between(self, start: float | None = None, end: float | None = None) -> Schedule:
+        """Return the same schedule with sampling from `start` to `end` alone; image-to-image starts in the middle.
+
+        Raises
+        ------
+        ValueError
+            Where the schedule is not defined there, or start is not the greater one.
+        """
+        part = copy.copy(self)
+        for argument, name, t in (("start", "sampling_T", start), ("end", "sampling_eps", end)):
+            if t is None:
+                continue
+            if self.num_times is not None and not 0 <= t <= self.num_times - 1:
+                raise ValueError(f"{argument}={t!r} must lie in [0, {self.num_times - 1}], the times of {self.name}")
+            object.__setattr__(part, name, float(t))
+        _check_span(part)
+        return part
 
     def even_of_t(self, t: ArrayLike) -> Array:
         """Return the quantity in whose powers a "t" grid is even: t itself, unless the schedule shifts it."""
