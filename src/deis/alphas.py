@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .foreign import array_namespace, call_in_float64
+from .foreign import array_namespace, call_in_float64, interp
 
 Array = NDArray[np.float64]
 TimeFn = Callable[[Any], Any]
@@ -20,13 +20,15 @@ TimeFn = Callable[[Any], Any]
 class AlphaFn:
     """A cumulative alpha known by its logarithm: abar(t) = exp(log(t)).
 
-    Calling it takes a float or an array of NumPy, torch or JAX; `log` is what a schedule computes with, exact near t = 0.
+    Calling it takes a float or an array of NumPy, torch or JAX; `log` is what a schedule computes with, exact near t = 0. Where
+    abar is 0 at a legal time, exp(log) has no gradient there, and `abar` gives the value without it.
     """
 
     log: TimeFn
+    abar: TimeFn | None = None
 
     def __call__(self, t: Any) -> Any:
-        return array_namespace(t).exp(self.log(t))
+        return array_namespace(t).exp(self.log(t)) if self.abar is None else self.abar(t)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
     def log_alpha(t: Any) -> Any:
         # 1 - abar = sin(2a + d) sin(d) / cos(a)^2 keeps every digit near t = 0; abar = sin(pi/2 - a - d)^2 / cos(a)^2 near t = 1.
         xp = array_namespace(t)
-        t = xp.asarray(t)
         d = scale * t
         noise = xp.sin(2 * a + d) * xp.sin(d) / math.cos(a) ** 2
         near_noise = 2 * xp.log(xp.sin(scale * (1 - t)) / math.cos(a))
@@ -81,7 +82,6 @@ def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
     def t_of_log(log_alpha: Any) -> Any:
         # tan(a + d)^2 = (sin(a)^2 + rho^2) / cos(a)^2 with rho^2 = 1/abar - 1; then tan(d) by the difference formula.
         xp = array_namespace(log_alpha)
-        log_alpha = xp.asarray(log_alpha)
         rho_2 = xp.expm1(-log_alpha)
         root = xp.sqrt(math.sin(a) ** 2 + rho_2)
         # tan(d) = num/den; written as atan2 so that rho -> infinity gives pi/2 - a.
@@ -101,12 +101,12 @@ def table_alpha(alphas: Array) -> tuple[AlphaFn, AlphaInverse]:
     inner = slice(*inner_times(alphas))
     rising, falling_times = alphas[inner][::-1], times[inner][::-1]
 
-    def log_alpha(t: Any) -> Array:
+    def log_alpha(t: Any) -> Any:
         with np.errstate(divide="ignore"):
-            return np.log(np.interp(t, times, alphas))
+            return array_namespace(t).log(interp(t, times, alphas))
 
-    def t_of_log(log_alpha: Any) -> Array:
-        return np.interp(np.exp(log_alpha), rising, falling_times)
+    def t_of_log(log_alpha: Any) -> Any:
+        return interp(array_namespace(log_alpha).exp(log_alpha), rising, falling_times)
 
     return AlphaFn(log_alpha), AlphaInverse(t_of_log)
 

@@ -41,10 +41,22 @@ def to_numpy(x: Any) -> NDArray[np.float64]:
     return np.asarray(x.detach().cpu().double() if is_torch(x) else x, dtype=np.float64)
 
 
+def interp(x: Any, points: NDArray[np.float64], values: NDArray[np.float64]) -> Any:
+    """Return the values between increasing points, linear in x and constant beyond them, in the framework and dtype of x."""
+    if not is_torch(x):
+        return array_namespace(x).interp(x, points, values)
+    torch = sys.modules["torch"]
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    at, to = like(points, x), like(values, x)
+    right = torch.searchsorted(at, x.detach().contiguous(), right=True).clamp(1, len(at) - 1)
+    share = (x.clamp(at[0], at[-1]) - at[right - 1]) / (at[right] - at[right - 1])
+    return torch.lerp(to[right - 1], to[right], share)
+
+
 def like(x: NDArray[Any], other: Any) -> Any:
     """Return a NumPy array in the framework and dtype, and on the device, of another array."""
     if is_torch(other):
-        return sys.modules["torch"].from_numpy(np.ascontiguousarray(x)).to(other)
+        return sys.modules["torch"].from_numpy(np.array(x, order="C")).to(other)
     return array_namespace(other).asarray(x, dtype=other.dtype)
 
 
