@@ -1,20 +1,25 @@
 """deis: exponential-integrator samplers for diffusion models, each one a table, on PyTorch, JAX and NumPy."""
 
-from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibration_report, make_teacher
-from .cut import cut_plan
-from .grids import make_grid
-from .methods import get_method, make_plan
-from .methods.adams import adams
-from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
-from .model.guidance import classifier_free, classifier_guided, guided
-from .model.load import load_model
-from .model.norm import measure_norm
-from .model.predictions import Denoiser, edm_preconditioned
-from .model.pretrained import Pretrained
-from .model.threshold import dynamic_threshold, static_threshold
-from .plan import Plan, load_plan
-from .run import sample
-from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibration_report, make_teacher
+    from .cut import cut_plan
+    from .grids import make_grid
+    from .methods import get_method, make_plan
+    from .methods.adams import adams
+    from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
+    from .model.guidance import classifier_free, classifier_guided, guided
+    from .model.load import load_model
+    from .model.norm import measure_norm
+    from .model.predictions import Denoiser, edm_preconditioned
+    from .model.pretrained import Pretrained
+    from .model.threshold import dynamic_threshold, static_threshold
+    from .plan import Plan, load_plan
+    from .run import sample
+    from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 
 __version__ = "0.1.0"
 
@@ -53,3 +58,43 @@ __all__ = [
     "sample",
     "static_threshold",
 ]
+
+_HOME = {
+    name: module
+    for module, names in {
+        "calibration": "PlanFamily Teacher calibrate calibrate_family calibration_report make_teacher",
+        "cut": "cut_plan",
+        "grids": "make_grid",
+        "methods": "get_method make_plan",
+        "methods.adams": "adams",
+        "methods.runge_kutta": "TABLEAUX ButcherTableau rho_rk",
+        "model.guidance": "classifier_free classifier_guided guided",
+        "model.load": "load_model",
+        "model.norm": "measure_norm",
+        "model.predictions": "Denoiser edm_preconditioned",
+        "model.pretrained": "Pretrained",
+        "model.threshold": "dynamic_threshold static_threshold",
+        "plan": "Plan load_plan",
+        "run": "sample",
+        "sde": "EDM VESDE VPSDE FlowMatching Schedule SubVPSDE",
+    }.items()
+    for name in names.split()
+}
+"""The module of each public name, imported when the name is first asked for."""
+
+
+if not TYPE_CHECKING:  # a checker that saw it would take any name for one of this module
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name in _HOME:
+            globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
+            return globals()[name]
+        if name in {module.split(".")[0] for module in _HOME.values()}:
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

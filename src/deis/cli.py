@@ -20,7 +20,6 @@ try:
 except ImportError as error:
     sys.exit(f"the command line needs {error.name}: pip install 'deis-samplers[cli]'")
 
-from .calibration import calibrate, calibration_report
 from .files import replacing
 from .grids import PHASES
 from .methods import KNOWN, make_plan
@@ -113,6 +112,8 @@ def _model(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished stages here, and go on from there.")
 def calibrate_command(**options: Any) -> None:
     """Fit a plan to a model, and write it for deis sample --plan."""
+    from .calibration import calibrate, calibration_report
+
     try:
         model = _model(options)
         plan = _plan(model.sde, options)

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
 from .alphas import Array, TimeFn, check_functions, cosine_alpha, inner_times, linear_alpha, log_abar, t_of_log_abar, table_alpha
 
@@ -374,7 +373,9 @@ class FlowMatching(Schedule):
         return _log(t)
 
     def t_of_log_rho(self, log_rho: ArrayLike) -> Array:
-        return expit(np.asarray(log_rho, dtype=np.float64))
+        log_rho = np.asarray(log_rho, dtype=np.float64)
+        small = np.exp(-np.abs(log_rho))  # the logistic function of log rho, without overflow
+        return np.where(log_rho < 0, small, 1.0) / (1 + small)
 
     def even_of_t(self, t: ArrayLike) -> Array:
         t = np.asarray(t, dtype=np.float64)

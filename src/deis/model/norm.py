@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 
 from ..plan import Plan
 from ..quadrature import Form
@@ -42,6 +41,8 @@ class MeasuredNorm:
         return f"the mean norm of {self.form} at {len(self.times)} times"
 
     def __call__(self, t: Array) -> Array:
+        from scipy.interpolate import PchipInterpolator
+
         nodes = self._angle(np.array(self.times))[::-1]
         curve = PchipInterpolator(nodes, np.log(self.values)[::-1])
         return np.exp(curve(np.clip(self._angle(t), nodes[0], nodes[-1])))
