@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .extras import install
+
 try:
     import click
     from PIL import Image
     from tqdm.auto import tqdm
 except ImportError as error:
-    sys.exit(f"the command line needs {error.name}: pip install 'deis-samplers[cli]'")
+    sys.exit(f"the command line needs {error.name}: {install('cli')}")
 
 from .files import replacing
 from .grids import PHASES

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .calibration.network import Model, Network, rmse
 from .calibration.teacher import dense_plan
+from .extras import needs
 from .files import replacing
 from .foreign import like, to_numpy
 from .methods.adams import choose_form
@@ -215,14 +216,11 @@ def distances(fake: Array, real: Array) -> dict[str, float]:
     ValueError
         Where either has fewer than five features, or their numbers of dimensions differ.
     """
-    import torch
-    from torch import nn
-
-    try:
+    with needs("evaluate", "a distance between features"):
+        import torch
+        from torch import nn
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
-    except ImportError:
-        raise ImportError("distances between features need torchmetrics: pip install 'deis-samplers[evaluate]'") from None
 
     if min(len(fake), len(real)) < 5 or fake.shape[1:] != real.shape[1:]:
         raise ValueError(f"features of shapes {fake.shape} and {real.shape} cannot be compared: give (n, d), n at least 5")
@@ -274,9 +272,10 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
     FileNotFoundError
         Where there is no such file.
     ImportError
-        Where Inception is asked for and torch-fidelity is missing.
+        Where torch is missing, or Inception is asked for and torch-fidelity is.
     """
-    import torch
+    with needs("evaluate", "a feature extractor"):
+        import torch
 
     if name == "inception":
         try:
@@ -309,9 +308,10 @@ def load_perceptual(name: str, device: str = "cpu") -> Callable[[Any, Any], Any]
     FileNotFoundError
         Where there is no such file.
     ImportError
-        Where LPIPS is asked for, and torchvision or the weights are missing.
+        Where torch is missing, or LPIPS is asked for, and torchvision or the weights are.
     """
-    import torch
+    with needs("evaluate", "a perceptual distance"):
+        import torch
 
     if name in ("alex", "vgg", "squeeze"):
         try:
@@ -343,7 +343,8 @@ def load_images(path: str | Path, most: int | None = None) -> Array:
     """
     path = Path(path)
     if path.is_dir():
-        from PIL import Image
+        with needs("evaluate", "a folder of pictures"):
+            from PIL import Image
 
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))[:most]
         pictures = [np.asarray(Image.open(file)) for file in files]

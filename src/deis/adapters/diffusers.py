@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
-from torch import Tensor
+
+from ..extras import needs
+
+with needs("diffusers", "deis.adapters.diffusers"):
+    import torch
+    from diffusers import ConfigMixin, SchedulerMixin
+    from diffusers.configuration_utils import register_to_config
+    from diffusers.schedulers.scheduling_utils import SchedulerOutput
+    from diffusers.utils.torch_utils import randn_tensor
+    from torch import Tensor
 
 from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan

@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
 from numpy.typing import NDArray
+
+from ..extras import needs
+
+with needs("diffusers", "deis.adapters.diffusers_config"):
+    import diffusers
 
 from ..grids import distinct_integers
 from ..sde import FlowMatching, Schedule

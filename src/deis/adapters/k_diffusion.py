@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from ..extras import needs
+
+with needs("torch", "deis.adapters.k_diffusion"):
+    import torch
+    from torch import Tensor
 
 from ..methods import make_plan
 from ..model.predictions import Denoiser, Level

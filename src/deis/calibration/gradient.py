@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..extras import needs
 from ..foreign import array_namespace, is_jax, is_torch, like, to_numpy
 from ..model.predictions import Denoiser, Level, convert, evaluate, factors
 from .network import Student, rmse
@@ -211,10 +212,8 @@ class _TorchAdam:
 
 class _JaxAdam:
     def __init__(self, student: Student, teacher: Teacher, parameters: _Parameters, loss: Loss, c: float) -> None:
-        try:
+        with needs("jax", "the stage 'gradient' in JAX"):
             import optax
-        except ImportError:
-            raise ImportError("the stage 'gradient' needs optax in JAX: pip install 'deis-samplers[jax]'") from None
         import jax
         import jax.numpy as jnp
 

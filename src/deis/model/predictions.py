@@ -75,7 +75,8 @@ def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tu
                 raise ValueError(
                     f"predicts={predicts!r}{' with a threshold' if thresholds else ''} does not determine "
                     f"{'eps' if plan.form == 'eps' else 'x_0'} at t={row.t!r}, where alpha={row.alpha!r} and sigma={row.sigma!r}; "
-                    "start or end elsewhere, or use a network that predicts v or flow"
+                    'if the network predicts v or flow, say so by deis.Denoiser(..., predicts="flow") or '
+                    'deis.sample(..., predicts="flow"); if not, start or end elsewhere'
                 ) from None
             rows.append((0.0,) * (4 if thresholds else 2))
     return tuple(rows)

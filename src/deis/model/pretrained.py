@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..extras import needs
 from ..foreign import labels_like
 from ..methods import make_plan
 from ..plan import Plan, load_plan
@@ -185,11 +186,9 @@ def _read_schedule(about: dict[str, Any]) -> Schedule:
 
 
 def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:
-    try:
+    with needs("diffusers", "backend='torch'"):
         import torch
         from diffusers import UNet2DModel
-    except ImportError as error:
-        raise ImportError(f"backend='torch' needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
     unet = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True)
     # diffusers' own `to` warns of casts, for the sake of half precision
     unet = torch.nn.Module.to(unet, device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
@@ -201,13 +200,11 @@ def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:
 
 
 def _load_jax(folder: Path, config: dict[str, Any], dtype: str) -> Network:
-    try:
+    with needs("jax", "backend='jax'"):
         import jax.numpy as jnp
         from safetensors.numpy import load_file
 
         from .flax_unet import load_flax_unet
-    except ImportError as error:
-        raise ImportError(f"backend='jax' needs flax ({error}): pip install 'deis-samplers[jax]'") from error
     unet = load_flax_unet(config, load_file(folder / "diffusion_pytorch_model.safetensors"), dtype)
 
     def net(x: Any, t: Any, labels: Any) -> Any:

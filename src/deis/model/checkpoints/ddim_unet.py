@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...extras import needs
 from ...sde import VPSDE
 from ..pretrained import Pretrained
 from . import torch_files
@@ -132,11 +133,9 @@ def _unwrap(saved: Any, path: str | os.PathLike[str]) -> tuple[Any, str]:
 
 def _network(found: Shapes, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
     """Return diffusers' module for these weights, without values, and the checkpoint's name of each of its own."""
-    try:
+    with needs("diffusers", _KIND):
         import torch
         from diffusers import UNet2DModel
-    except ImportError as error:
-        raise ImportError(f"{_KIND} needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
     options = _architecture(found, path)
     with torch.device("meta"):
         unet = UNet2DModel(**options)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
+from ...extras import needs
 from .torch_files import Shapes
 
 if TYPE_CHECKING:
@@ -153,11 +154,9 @@ def _projection(name: str, c: int, heads: int, part: int | None, weight: bool, *
 
 def adm(found: Shapes, size: int, path: str | os.PathLike[str]) -> tuple[Any, Sources]:
     """Return diffusers' module of an ADM network (Dhariwal & Nichol, arXiv 2105.05233), and where each weight is in the file."""
-    try:
+    with needs("diffusers", "an ADM network"):
         import torch
         from diffusers import UNet2DModel
-    except ImportError as error:
-        raise ImportError(f"an ADM network needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
     widths, blocks, attends = _levels(found, size, path)
     if any(width % _HEAD or width < 128 for width in widths):
         raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...extras import needs
 from . import torch_files
 from .torch_files import Shapes
 
@@ -47,10 +48,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError
         Where the file is damaged.
     """
-    try:
+    with needs("jax", "a checkpoint of Flax"):
         from flax.serialization import msgpack_restore
-    except ImportError as error:
-        raise ImportError(f"a checkpoint of Flax needs flax ({error}): pip install 'deis-samplers[jax]'") from error
     try:
         return msgpack_restore(Path(path).read_bytes())
     except Exception as error:  # MessagePack has errors of its own for each way in which a file can be damaged
@@ -65,9 +64,10 @@ def weights(params: Mapping[str, Any], path: str | os.PathLike[str], size: int |
     ValueError
         Where it lacks a weight of that network, or has another; with its name in the file.
     """
-    import torch
+    with needs("torch", "a checkpoint of Flax, whose network runs in PyTorch,"):
+        import torch
 
-    from .ncsnpp import NCSNpp
+        from .ncsnpp import NCSNpp
 
     arrays = dict(_flat(params, path))
     found = torch_files.shapes_of(arrays)

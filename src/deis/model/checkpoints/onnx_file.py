@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...extras import needs
 from ...foreign import is_torch, like
 from ...sde import Schedule
 from ..pretrained import Pretrained
@@ -98,10 +99,8 @@ def _host(x: Any) -> np.ndarray:
 
 
 def _session(path: str | os.PathLike[str], device: str | None) -> Any:
-    try:
+    with needs("onnx", "a network in ONNX"):
         import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"a network in ONNX needs onnxruntime ({error}): pip install 'deis-samplers[onnx]'") from error
     wanted = "CPUExecutionProvider" if device in (None, "cpu") else f"{device.partition(':')[0].upper()}ExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
         raise ValueError(f"device={device!r}: onnxruntime has no {wanted} here, but {onnxruntime.get_available_providers()}")

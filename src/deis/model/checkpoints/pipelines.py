@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...extras import needs
 from ...foreign import labels_like
 from ...sde import VPSDE, FlowMatching, Schedule
 from ..pretrained import Network, Pretrained
@@ -38,11 +39,9 @@ def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype
         Where spec is no pipeline; or for other networks and schedules. `pipe.scheduler = PlanScheduler.from_config(...)` runs
         plans in any pipeline.
     """
-    try:
+    with needs("diffusers", "a pipeline"):
         import torch
         from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise ImportError(f"a pipeline needs diffusers ({error}): pip install 'deis-samplers[diffusers]'") from error
     try:
         pipe = DiffusionPipeline.from_pretrained(spec)
     except (OSError, KeyError, ValueError) as error:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...extras import needs
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -22,10 +24,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     ValueError
         Where the file was written by neither, or holds other objects.
     """
-    try:
+    with needs("torch", "a PyTorch checkpoint"):
         import torch
-    except ImportError as error:
-        raise ImportError(f"a PyTorch checkpoint needs torch ({error}): pip install 'deis-samplers[torch]'") from error
     if Path(path).suffix == ".safetensors":
         return _read_safetensors(path)
     try:
@@ -36,8 +36,9 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    with needs("torch", "a checkpoint in safetensors"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
     try:
         return load_file(path)
