@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -144,6 +145,53 @@ def test_a_teacher_on_disk_is_the_same(tmp_path: Path) -> None:
         deis.make_teacher(bimodal(), x_T + 1, folder=tmp_path)
     with pytest.raises(ValueError, match="holds a teacher of other samples, another schedule or another model"):
         deis.make_teacher(deis.Denoiser(lambda x, t: 0.1 * x, SDE), x_T, folder=tmp_path)
+
+
+def test_a_rough_teacher_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    model, x_T = bimodal(), noise(48)
+    refused = pytest.raises(ValueError, match=r"the teacher has not converged.*give more than steps=6.*allow_rough=True")
+    for where in ({}, {"folder": tmp_path}, {"memory": 1}):
+        with refused:
+            deis.make_teacher(model, x_T, steps=6, **where)
+    assert not (tmp_path / "teacher.json").exists()
+    rough = deis.make_teacher(model, x_T, steps=6, folder=tmp_path, allow_rough=True)
+    assert rough.self_error > 0.05 * np.sqrt(np.square(rough.end).mean())
+    with refused:
+        deis.make_teacher(model, x_T, folder=tmp_path)
+    with refused:
+        deis.calibrate(PLAN, model, teacher=rough)
+    plan = deis.calibrate(PLAN, model, teacher=rough, stages=("least_squares",), allow_rough=True)
+    assert plan.provenance["teacher_self_error"] == rough.self_error
+
+
+def test_a_discrete_schedule_too_coarse_for_its_model_is_refused() -> None:
+    sde = deis.VPSDE.discrete(np.linspace(0.999, 0.01, 7))
+    model = deis.Denoiser(two_modes(sde)[0], sde)
+    with pytest.raises(ValueError, match=r"has not converged.*from 3 to 6 steps"):
+        deis.make_teacher(model, noise(20))
+    assert len(deis.make_teacher(model, noise(20), allow_rough=True).t) == 7
+
+
+def test_chaos_can_be_taken_as_it_is() -> None:
+    def chaos(x: Array, t: Array) -> Array:
+        return np.sin(300 * x * t[:, None])
+
+    model = deis.Denoiser(chaos, SDE)
+    with pytest.raises(ValueError, match=r"does not converge.*allow_rough=True"):
+        deis.make_teacher(model, noise(8))
+    assert len(deis.make_teacher(model, noise(8), allow_rough=True).t) == 1025
+
+
+@pytest.mark.parametrize(("few", "validation"), [(5, 0.25), (14, 0.25), (40, 0.02), (40, 0.97)])
+def test_the_number_of_samples_that_is_asked_for_suffices(few: int, validation: float) -> None:
+    def calibrated(samples: int) -> deis.Plan:
+        return deis.calibrate(PLAN, bimodal(), noise(samples), teacher=64, stages=("least_squares",), validation=validation)
+
+    with pytest.raises(ValueError, match=r"give \d+ or more") as refused:
+        calibrated(few)
+    enough = int(re.findall(r"give (\d+) or more", str(refused.value))[0])
+    assert ("better 64" in str(refused.value)) == (enough < 64)
+    assert calibrated(enough).nfe == 3
 
 
 # --- grids -------------------------------------------------------------------------------------------------------------
@@ -568,7 +616,12 @@ PLAN = deis.make_plan(SDE, nfe=3)
         ({"plan": []}, "give at least one"),
         ({"plan": deis.make_plan(SDE, deis.adams(order=1), nfe=3)}, "is no registered name.*give method="),
         ({"method": "tab3"}, "builds another plan"),
-        ({"teacher": 4}, "the teacher is too coarse"),
+        (
+            {"teacher": 4},
+            r"has not converged: its end moves by 0\.\d+ from 2 to 4 steps, which is more than 0.05 of .* allow_rough=True",
+        ),
+        ({"teacher": 1}, "steps=1 must be a whole number of at least 2"),
+        ({"plan": deis.make_plan(SDE, nfe=12), "teacher": 20, "samples": noise(64, 40)}, "the teacher is too coarse"),
         ({"stages": ("gradient",)}, "NumPy has no derivatives"),
     ],
 )

@@ -82,7 +82,7 @@ def test_calibrate_writes_a_plan_that_sample_takes(tmp_path: Path) -> None:
     file, out = tmp_path / "plan.json", tmp_path / "a.png"
     common = ["--guidance", 1.5]
     result = run(
-        "calibrate", "--nfe", 3, "--samples", 16, "--teacher-steps", 16, "--iterations", 1, "--stages",
+        "calibrate", "--nfe", 3, "--samples", 16, "--teacher-steps", 32, "--iterations", 1, "--stages",
         "least_squares,gauss_newton",
         "--batch", 16, "--out", file, "--work", tmp_path / "work", *common,
     )  # fmt: skip
@@ -95,6 +95,16 @@ def test_calibrate_writes_a_plan_that_sample_takes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "4 samples of 3 evaluations" in result.output
     assert "contradict" in run("sample", "--plan", file, "--nfe", 3).output
+
+
+def test_a_rough_teacher_is_refused_unless_allowed(tmp_path: Path) -> None:
+    options = ["--nfe", 3, "--samples", 16, "--teacher-steps", 6, "--stages", "least_squares", "--out", tmp_path / "plan.json"]
+    result = run("calibrate", *options)
+    assert result.exit_code == 1
+    assert "Error: the teacher has not converged: its end moves by" in result.output
+    assert not (tmp_path / "plan.json").exists()
+    assert run("calibrate", *options, "--allow-rough").exit_code == 0
+    assert deis.load_plan(tmp_path / "plan.json").provenance["teacher_steps"] == 6
 
 
 def test_a_plan_of_another_schedule_is_refused(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def _model(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
 @click.option("--iterations", default=10, show_default=True, help="Gauss-Newton iterations, at most.")
 @click.option("--window", type=int, help="Predictions that a row may use; by default all before it.")
 @click.option("--teacher-steps", type=int, help="By default doubled until the teacher's end stands still.")
+@click.option("--allow-rough", is_flag=True, help="Take a teacher that has not converged, too.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished stages here, and go on from there.")
 def calibrate_command(**options: Any) -> None:
     """Fit a plan to a model, and write it for deis sample --plan."""
@@ -142,6 +143,7 @@ def calibrate_command(**options: Any) -> None:
             batch=options["batch"],
             folder=options["work"],
             progress=True,
+            allow_rough=options["allow_rough"],
         )
     except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error

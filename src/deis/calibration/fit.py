@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from .grid import GridCost, Jumps, exchange, model_free_grid, teacher_grid
 from .network import Model, Student, rmse
 from .regression import fit_rows
 from .table import Array, Table
-from .teacher import Teacher, make_teacher
+from .teacher import Teacher, make_teacher, refuse_rough
 
 _FEW = 32  # samples by which a grid is judged
 _MOST_KNOWN = 128
@@ -48,6 +49,7 @@ def calibrate(
     batch: int = 64,
     folder: str | Path | None = None,
     progress: bool = False,
+    allow_rough: bool = False,
 ) -> Plan:
     """Fit a plan's times and coefficients to a model: as many evaluations, nearer to the solution they approximate.
 
@@ -98,6 +100,8 @@ def calibrate(
         Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there.
     progress : bool
         Show a tqdm bar of the evaluations.
+    allow_rough : bool
+        Take a teacher that has not converged, or is no nearer to the solution than the plan, too.
 
     Returns
     -------
@@ -108,7 +112,8 @@ def calibrate(
     ------
     ValueError
         Where the model is not deterministic, the plan is stochastic or of another schedule than the model's, there are too few
-        samples for its coefficients, the teacher diverges or is worse than what it is to teach, or a stage needs what is missing.
+        samples for its coefficients, the teacher diverges, has not converged or is worse than what it is to teach, or a stage needs
+        what is missing.
     MemoryError
         Where a batch does not fit the device.
     """
@@ -117,17 +122,18 @@ def calibrate(
     with progress_bar(f"calibrating {plans[0].method}", "sample") if progress else nullcontext() as bar:
         began = time.perf_counter()
         if isinstance(teacher, Teacher):
-            _check_teacher(teacher, model, samples, condition)
+            _check_teacher(teacher, model, samples, condition, allow_rough)
             before = teacher.network.evaluations
         else:
             before = 0
-            teacher = make_teacher(model, samples, condition=condition, steps=teacher, batch=batch, folder=folder, progress=bar)
+            made = {"condition": condition, "steps": teacher, "batch": batch, "folder": folder, "allow_rough": allow_rough}
+            teacher = make_teacher(model, samples, progress=bar, **made)
         teacher.network.progress = bar
         plan = _nearest(plans, teacher, loss)
         build, fit = _builder(plan, method, teacher), _split(plan, teacher, validation)
         records = list(plan.provenance.get("stages", []))
         run = _Run(plan, teacher, fit, window or len(plan.rows), build, folder, loss, records)
-        run.start(teacher.network.evaluations - before, time.perf_counter() - began)
+        run.start(teacher.network.evaluations - before, time.perf_counter() - began, allow_rough)
         for name in stages:
             run.stage(name, times, iterations, steps)
     return run.best
@@ -156,15 +162,16 @@ class _Run:
     def measure(self, plan: Plan) -> float:
         return measured(self.student(plan), Table.of(plan), self.teacher, self.fit, self.loss)
 
-    def start(self, evaluations: int, seconds: float) -> None:
+    def start(self, evaluations: int, seconds: float, allow_rough: bool) -> None:
         """Measure the plan that was given, and compare it with the teacher."""
         self.error = self.measure(self.best)
         if not np.isfinite(self.error):
             raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
-        if self.teacher.self_error > 0.5 * self.error:
+        if not allow_rough and self.teacher.self_error > 0.5 * self.error:
             raise ValueError(
                 f"the teacher is too coarse: its end moves by {self.teacher.self_error:.2g} when its steps are doubled, and the "
-                f"plan is within {self.error:.2g} of it already; make a teacher of more than {len(self.teacher.t) - 1} steps"
+                f"plan is within {self.error:.2g} of it already; make a teacher of more than {len(self.teacher.t) - 1} steps, or "
+                "say allow_rough=True"
             )
         self.note("teacher", self.error, evaluations, seconds)
 
@@ -306,13 +313,15 @@ def _split(plan: Plan, teacher: Teacher, validation: float) -> int:
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation!r} must lie between 0 and 1: the share of the samples that the fit does not see")
     samples, size = len(teacher.states[0]), teacher.states[0][0].size
-    n = len(plan.rows)
+    numbers = len(plan.rows) * (len(plan.rows) + 5) // 2
+
     held = max(1, round(validation * samples))
-    numbers = n * (n + 5) // 2
-    if samples - held < 4 or held < 2 or (samples - held) * size < 10 * numbers:
+    needed = max(4, -(-10 * numbers // size))  # to fit to
+    if samples - held < needed or held < 2:
+        enough = math.ceil(max((needed + 0.5) / (1 - validation), 1.5 / validation))  # whichever way the share is rounded
         raise ValueError(
             f"{samples} samples of {size} numbers, {held} of them for validation, are too few for a table of {numbers} numbers; "
-            f"give at least {max(6, -(-10 * numbers // size) + held)}, better 64"
+            f"give {enough} or more" + (", better 64" if enough < 64 else "")
         )
     return samples - held
 
@@ -380,8 +389,10 @@ def _check(stages: Sequence[str], iterations: int, window: int | None, plans: Se
         raise ValueError(f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all of as many")
 
 
-def _check_teacher(teacher: Teacher, model: Model, samples: Any, condition: Any) -> None:
+def _check_teacher(teacher: Teacher, model: Model, samples: Any, condition: Any, allow_rough: bool) -> None:
     if samples is not None or condition is not None:
         raise ValueError("samples and condition come with the teacher; leave them out, or the teacher")
     if model is not teacher.network.model:
         raise ValueError("teacher was made for another model; make one for this with deis.make_teacher(model, samples)")
+    if not allow_rough:
+        refuse_rough(teacher.self_error, teacher.end, len(teacher.t) - 1)

@@ -24,6 +24,9 @@ from .network import Model, Network, combine, rmse
 from .table import Array
 
 FIRST_STEPS, MOST_STEPS, FEW = 32, 1024, 8
+ROUGH = 0.05
+"""How far, in root mean squares of the end, twice the steps may move it where the caller gives the steps. The order is 4, so that
+what is left then is some sixteen times less."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def make_teacher(
     memory: int = 2**32,
     folder: str | Path | None = None,
     progress: Any = None,
+    allow_rough: bool = False,
 ) -> Teacher:
     """Integrate the probability flow densely, for `deis.calibrate`; one teacher serves plans of any number of evaluations.
 
@@ -154,14 +158,19 @@ def make_teacher(
         Keep the trajectories here (safetensors), and take them from here when they are there already.
     progress : optional
         A tqdm bar, or what has its `update(n)`, told of each evaluation of n samples.
+    allow_rough : bool
+        Take a teacher that has not converged, too.
 
     Raises
     ------
     ValueError
-        Where the model is not deterministic, the trajectories diverge, or they do not converge within 1024 steps.
+        Where the model is not deterministic, the trajectories diverge, they do not converge within 1024 steps, or, in the steps
+        that were given or that a discrete schedule has, the end still moves by more than 0.05 of its root mean square.
     MemoryError
         Where a batch does not fit the device.
     """
+    if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 2):
+        raise ValueError(f"steps={steps!r} must be a whole number of at least 2: half as many tell whether the end stands still")
     network = Network(model, samples, condition, batch, progress)
     few = Network(model, samples[:FEW], None if condition is None else condition[:FEW], batch, progress)
     x_T = network.numpy()
@@ -169,19 +178,35 @@ def make_teacher(
     start = _check_deterministic(few, x_T[:FEW], form)
     kept = None if folder is None else _load(network, Path(folder), form, start)
     if kept is not None:
+        if not allow_rough:
+            refuse_rough(kept.self_error, kept.end, len(kept.t) - 1)
         return kept
-    plan, coarser = _converged(few, x_T[:FEW], form, steps, tol)
+    plan, coarser = _converged(few, x_T[:FEW], form, steps, tol, allow_rough)
     network.evaluations = few.evaluations
     size = 2 * (len(plan.t)) * x_T.size * (4 if network.x_T.dtype.itemsize <= 4 else 8)
     if folder is not None or size > memory:
         keep = tempfile.TemporaryDirectory(prefix="deis-teacher-") if folder is None else None
         path = Path(keep.name if keep else folder or "")
         path.mkdir(parents=True, exist_ok=True)
-        self_error = _store(network, plan, x_T, path, coarser)
+        self_error = _store(network, plan, x_T, path, coarser, allow_rough)
         m = len(plan.t)
         return Teacher(network, plan.t, form, Frames(path, "x", m), Frames(path, "p", m - 1), self_error, keep)
     states, predictions = _integrate(network, plan, x_T)
-    return Teacher(network, plan.t, form, states, predictions, _distance(states[-1], coarser))
+    self_error = _distance(states[-1], coarser)
+    if not allow_rough:
+        refuse_rough(self_error, states[-1], len(plan.rows))
+    return Teacher(network, plan.t, form, states, predictions, self_error)
+
+
+def refuse_rough(self_error: float, end: Array, steps: int) -> None:
+    """Raise ValueError where a teacher has not converged."""
+    size = float(np.sqrt(np.square(end).mean()))
+    if not self_error <= ROUGH * size:
+        raise ValueError(
+            f"the teacher has not converged: its end moves by {self_error:.2g} from {max(steps // 2, 1)} to {steps} steps, which "
+            f"is more than {ROUGH:g} of its root mean square of {size:.2g}; give more than steps={steps} (in an empty folder, "
+            "where it is kept in one), check the model's schedule and what it predicts, or say allow_rough=True"
+        )
 
 
 def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
@@ -198,7 +223,7 @@ def _distance(end: Array, coarser: Array) -> float:
     return float(np.median(rmse(end[: len(coarser)], coarser)))
 
 
-def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float) -> tuple[Plan, Array]:
+def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float, allow_rough: bool) -> tuple[Plan, Array]:
     """Return the plan whose end moves less than tol from that of half as many steps, and the latter."""
     most = MOST_STEPS if few.sde.num_times is None else len(times_of_levels(few.sde)) - 1
     number = min(steps or 2 * FIRST_STEPS, most)
@@ -209,12 +234,12 @@ def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: floa
             return plan, before
         end = _integrate(few, plan, x_T)[0][-1]
         self_error = _distance(end, before)
-        if self_error <= tol * float(np.sqrt(np.square(end).mean())) or (few.sde.num_times and number == most):
+        if self_error <= tol * float(np.sqrt(np.square(end).mean())) or (number == most and (few.sde.num_times or allow_rough)):
             return plan, before
         if number == most:
             raise ValueError(
                 f"the teacher does not converge: its end moves by {self_error:.2g} from {number // 2} to {number} steps; "
-                f"give a greater tol than {tol!r}, or check the model's schedule and what it predicts"
+                f"give a greater tol than {tol!r}, check the model's schedule and what it predicts, or say allow_rough=True"
             )
         number, before = min(2 * number, most), end
 
@@ -265,7 +290,7 @@ def _run(network: Network, plan: Plan, x_T: Array, observe: Any) -> None:
         raise ValueError("the teacher diverges: its end is not finite; check the model's schedule and what it predicts")
 
 
-def _store(network: Network, plan: Plan, x_T: Array, folder: Path, coarser: Array) -> float:
+def _store(network: Network, plan: Plan, x_T: Array, folder: Path, coarser: Array, allow_rough: bool) -> float:
     """Write a file a time, and at last the one that says that all are there; return the self-error."""
     try:
         from safetensors.numpy import save_file
@@ -283,6 +308,8 @@ def _store(network: Network, plan: Plan, x_T: Array, folder: Path, coarser: Arra
     with replacing(frame(folder, len(plan.rows))) as partial:
         save_file({"x": before[0].astype(dtype)}, partial)
     self_error = _distance(before[0], coarser)
+    if not allow_rough:
+        refuse_rough(self_error, before[0], len(plan.rows))
     about = {"t": plan.t.tolist(), "self_error": self_error, "x_T": _digest(x_T), "schedule": network.sde.name}
     with replacing(folder / "teacher.json") as partial:
         partial.write_text(json.dumps(about | {"evaluations": network.evaluations}))
