@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -112,22 +113,71 @@ def test_a_plan_of_another_schedule_is_refused(tmp_path: Path) -> None:
     assert "was made for the schedule EDM()" in run("sample", "--plan", tmp_path / "plan.json").output
 
 
+FEW = ["--nfe", 2, "--num", 2, "--paired", 0]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "match"),
+    ("arguments", "code", "match"),
     [
-        (["plan", "--method", "foo"], "rhork_<tableau>"),
-        (["plan", "--steps", 0], "num_step=0"),
-        (["plan", "--schedule", "flow", "--grid", "rho"], "alpha is 0"),
-        (["sample", "--class", 11], "0 ... 9"),
-        (["sample", "--num", 0], "at least 1"),
-        (["sample", "--model", "nowhere"], "is no file or folder"),
-        (["calibrate", "--model", "nowhere"], "is no file or folder"),
-        (["calibrate", "--stages", "magic"], "unknown 'magic'"),
-        (["calibrate", "--samples", 4, "--nfe", 3], "too few"),
+        (["plan", "--method", "foo"], 1, "rhork_<tableau>"),
+        (["plan", "--method", ""], 1, "method='' is unknown"),
+        (["plan", "--steps", 0], 2, "'--steps': 0 is not in the range"),
+        (["plan", "--nfe", -1], 2, "'--nfe': -1 is not in the range"),
+        (["plan", "--nfe", 3, "--steps", 4], 1, "contradicts"),
+        (["plan", "--grid-order", "nan"], 1, "ts_order=nan must be"),
+        (["plan", "--steps", 10**12], 1, "Unable to allocate"),
+        (["plan", "--schedule", "flow", "--grid", "rho"], 1, "alpha is 0"),
+        (["plan", "--out", "nowhere/plan.json"], 2, "'nowhere' is no folder; make it first"),
+        (["plan", "--out", "text/plan.json"], 2, "'text' is no folder"),
+        (["sample", "--plan", "nowhere.json"], 2, "does not exist"),
+        (["sample", "--plan", "text"], 1, "'text' is not a usable plan file"),
+        (["sample", "--plan", "deep.json"], 1, "'deep.json' is not a usable plan file"),
+        (["sample", "--class", 11], 1, "--class 11 is none of the model's, 0 ... 9"),
+        (["sample", "--class", -1], 1, "--class -1"),
+        (["sample", "--num", 0], 2, "'--num': 0 is not in the range"),
+        (["sample", "--batch", 0], 2, "'--batch': 0 is not in the range"),
+        (["sample", "--seed", -1], 2, "'--seed': -1 is not in the range"),
+        (["sample", "--model", "nowhere"], 1, "is no file or folder"),
+        (["sample", "--model", "text"], 1, "'text' is not a file of tensors"),
+        (["sample", "--model", "folder"], 1, "lacks config.json"),
+        (["sample", "--option", "x"], 1, "must be NAME=VALUE"),
+        (["sample", "--device", "nowhere"], 1, "nowhere"),
+        (["sample", "--backend", "jax", "--device", "cuda"], 1, "--device cuda is for torch"),
+        (["sample", "--out", "nowhere/a.png"], 2, "'nowhere' is no folder"),
+        (["sample", "--npz", "nowhere/a.npz"], 2, "'nowhere' is no folder"),
+        (["calibrate", "--model", "nowhere"], 1, "is no file or folder"),
+        (["calibrate", "--stages", "magic"], 1, "unknown 'magic'"),
+        (["calibrate", "--samples", 4, "--nfe", 3, "--teacher-steps", 2, "--allow-rough"], 1, "too few"),
+        (["calibrate", "--samples", 0], 2, "'--samples': 0 is not in the range"),
+        (["calibrate", "--teacher-steps", 1], 2, "'--teacher-steps': 1 is not in the range"),
+        (["calibrate", "--out", "nowhere/plan.json"], 2, "'nowhere' is no folder"),
+        (["evaluate", *FEW, "--num", 0], 2, "'--num': 0 is not in the range"),
+        (["evaluate", *FEW, "--method", "magic"], 1, "method='magic' is unknown"),
+        (["evaluate", *FEW, "--plan", "text"], 1, "'text' is not a usable plan file"),
+        (["evaluate", *FEW, "--real", "folder"], 1, "belong together"),
+        (["evaluate", *FEW, "--real", "folder", "--features", "text"], 1, "'text' cannot be read as a TorchScript file"),
+        (["evaluate", *FEW, "--lpips", "text", "--paired", 1], 1, "'text' cannot be read as a TorchScript file"),
+        (["evaluate", *FEW, "--paired", -1], 2, "'--paired': -1 is not in the range"),
+        (["evaluate", *FEW, "--reference-steps", 1], 2, "'--reference-steps': 1 is not in the range"),
+        (["evaluate", *FEW, "--out", "nowhere/a.json"], 2, "'nowhere' is no folder"),
     ],
 )
-def test_errors_are_one_line_without_a_traceback(arguments: list[object], match: str) -> None:
+def test_errors_are_one_line_without_a_traceback(
+    arguments: list[object], code: int, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("text")
+    Path("deep.json").write_text("[" * 100_000)
+    Path("folder").mkdir()
     result = run(*arguments)
-    assert result.exit_code != 0
-    assert match in result.output
-    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code
+    assert result.output.splitlines()[-1].startswith("Error: ")
+    assert match in result.output.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_named() -> None:
+    result = run("sample", "--device", "cuda", "--num", 1, "--steps", 2)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "CUDA" in result.output or "NVIDIA" in result.output

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,39 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 }
 
 
+COUNT, POSITIVE, TWO = (click.IntRange(min=least) for least in (0, 1, 2))
+
+
+class OutFile(click.Path):
+    """A file to write, in a folder that is there: better told before the work than after it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder; make it first", param, ctx)
+        return path
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Let what can go wrong within end in one line and exit code 1."""
+    try:
+        yield
+    # torch asserts that it was built for a device
+    except (AssertionError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error) or type(error).__name__) from error
+
+
 def plan_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how a plan is built."""
     for option in (
         click.option("--grid-order", type=float, help="The power of the grid; by default 2 for t and 7 (Karras) for rho."),
         click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
-        click.option("--nfe", type=int, help="The number of network evaluations, in place of --steps."),
-        click.option("--steps", type=int, help="The number of steps; 10 without --nfe."),
+        click.option("--nfe", type=POSITIVE, help="The number of network evaluations, in place of --steps."),
+        click.option("--steps", type=POSITIVE, help="The number of steps; 10 without --nfe."),
         click.option("--method", help=f"One of {KNOWN}; by default auto, or a model's own calibrated plan."),
     ):
         command = option(command)
@@ -65,7 +91,8 @@ def main() -> None:
 @main.command("plan")
 @plan_options
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="vp-linear", show_default=True, help="The noise schedule.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this JSON file, too.")
+@click.option("--out", type=OutFile(), help="Write the plan to this JSON file, too.")
+@_errors()
 def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
     """Print a plan: its times and its coefficients."""
     plan = _plan(SCHEDULES[schedule](), options)
@@ -83,7 +110,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--device", help="Torch only, such as cuda."),
         click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True),
-        click.option("--seed", default=0, show_default=True, help="Sample i depends on the seed and on i alone."),
+        click.option("--seed", default=0, type=COUNT, show_default=True, help="Sample i depends on the seed and on i alone."),
         click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
         click.option("--option", "facts", multiple=True, metavar="NAME=VALUE", help=_OPTION_HELP),
         click.option("--model", help="A folder, a file, or a name on the hub, see deis.load_model; by default the network inside."),
@@ -95,6 +122,8 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 def _model(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
     """Load the model of a command's options."""
     facts = read_options(options["facts"])
+    if options["backend"] == "jax" and options["device"] is not None:
+        raise ValueError(f"--device {options['device']} is for torch, and JAX runs on its default device; leave it out")
     try:
         return load_model(options["model"], options["backend"], options["device"], dtype, **facts)
     except TypeError as error:
@@ -104,49 +133,47 @@ def _model(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
 @main.command("calibrate")
 @plan_options
 @model_options
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("plan.json"), show_default=True)
-@click.option("--samples", default=96, show_default=True, help="Noises to fit and validate with.")
-@click.option("--batch", default=64, show_default=True, help="Samples a call of the model.")
+@click.option("--out", type=OutFile(), default=Path("plan.json"), show_default=True)
+@click.option("--samples", default=96, type=POSITIVE, show_default=True, help="Noises to fit and validate with.")
+@click.option("--batch", default=64, type=POSITIVE, show_default=True, help="Samples a call of the model.")
 @click.option("--stages", default="grid,least_squares,gauss_newton", show_default=True, help="Which, in order; also: gradient.")
-@click.option("--iterations", default=10, show_default=True, help="Gauss-Newton iterations, at most.")
-@click.option("--window", type=int, help="Predictions that a row may use; by default all before it.")
-@click.option("--teacher-steps", type=int, help="By default doubled until the teacher's end stands still.")
+@click.option("--iterations", default=10, type=POSITIVE, show_default=True, help="Gauss-Newton iterations, at most.")
+@click.option("--window", type=POSITIVE, help="Predictions that a row may use; by default all before it.")
+@click.option("--teacher-steps", type=TWO, help="By default doubled until the teacher's end stands still.")
 @click.option("--allow-rough", is_flag=True, help="Take a teacher that has not converged, too.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished stages here, and go on from there.")
+@_errors()
 def calibrate_command(**options: Any) -> None:
     """Fit a plan to a model, and write it for deis sample --plan."""
     from .calibration import calibrate, calibration_report
 
-    try:
-        model = _model(options)
-        plan = _plan(model.sde, options)
-        labels = _labels(model, None, options["samples"])
-        noise: Any = draw_noise(model, plan, options["seed"], range(10**6, 10**6 + options["samples"]))  # not those of deis sample
-        if options["backend"] == "torch":
-            import torch
+    model = _model(options)
+    plan = _plan(model.sde, options)
+    labels = _labels(model, None, options["samples"])
+    noise: Any = draw_noise(model, plan, options["seed"], range(10**6, 10**6 + options["samples"]))  # not those of deis sample
+    if options["backend"] == "torch":
+        import torch
 
-            noise = torch.from_numpy(noise).to(options["device"] or "cpu")
-        else:
-            import jax
+        noise = torch.from_numpy(noise).to(options["device"] or "cpu")
+    else:
+        import jax
 
-            noise = jax.numpy.asarray(noise)
-        plan = calibrate(
-            plan,
-            model if labels is None else partial(model.conditional, guidance=options["guidance"]),
-            noise,
-            condition=labels,
-            teacher=options["teacher_steps"],
-            stages=tuple(options["stages"].split(",")),
-            method=options["method"],
-            window=options["window"],
-            iterations=options["iterations"],
-            batch=options["batch"],
-            folder=options["work"],
-            progress=True,
-            allow_rough=options["allow_rough"],
-        )
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        noise = jax.numpy.asarray(noise)
+    plan = calibrate(
+        plan,
+        model if labels is None else partial(model.conditional, guidance=options["guidance"]),
+        noise,
+        condition=labels,
+        teacher=options["teacher_steps"],
+        stages=tuple(options["stages"].split(",")),
+        method=options["method"],
+        window=options["window"],
+        iterations=options["iterations"],
+        batch=options["batch"],
+        folder=options["work"],
+        progress=True,
+        allow_rough=options["allow_rough"],
+    )
     plan.save(options["out"])
     click.echo(f"{calibration_report(plan)}\nwrote {options['out']}: try deis sample --plan {options['out']}")
 
@@ -160,9 +187,9 @@ def calibrate_command(**options: Any) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A plan file, as deis calibrate writes it, in place of a method and grid.",
 )
-@click.option("--num", default=50, show_default=True, help="The number of samples.")
+@click.option("--num", default=50, type=POSITIVE, show_default=True, help="The number of samples.")
 @click.option("--class", "label", type=int, help="The class of every sample; without it, each class in turn.")
-@click.option("--batch", default=50, show_default=True, help="Samples a batch; it changes no sample.")
+@click.option("--batch", default=50, type=POSITIVE, show_default=True, help="Samples a batch; it changes no sample.")
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
@@ -170,27 +197,22 @@ def calibrate_command(**options: Any) -> None:
     show_default=True,
     help="float64: the same picture, bit for bit, whatever the batch. float32: faster, and the same up to rounding.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("samples.png"), show_default=True)
-@click.option("--npz", type=click.Path(path_type=Path, dir_okay=False), help="Write the samples as arrays, too.")
+@click.option("--out", type=OutFile(), default=Path("samples.png"), show_default=True)
+@click.option("--npz", type=OutFile(), help="Write the samples as arrays, too.")
+@_errors()
 def sample_command(**options: Any) -> None:
     """Sample a model and write a picture, samples side by side."""
     num, batch = options["num"], options["batch"]
-    for name in ("num", "batch"):
-        if options[name] < 1:
-            raise click.BadParameter(f"{options[name]} must be at least 1", param_hint=f"--{name}")
-    try:
-        with _precision(options["backend"], options["dtype"]):
-            model = _model(options, options["dtype"])
-            labels = _labels(model, options["label"], num)
-            plan = _plan_of(model, options)
-            run = _runner(plan, model, options)
-            images: list[Images] = []
-            with tqdm(total=-(-num // batch) * plan.num_step, desc=f"{plan.method}, {plan.nfe} evaluations", unit="step") as bar:
-                for first in range(0, num, batch):
-                    chosen = slice(first, min(first + batch, num))
-                    images.append(run(range(num)[chosen], None if labels is None else labels[chosen], lambda *_: bar.update()))
-    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    with _precision(options["backend"], options["dtype"]):
+        model = _model(options, options["dtype"])
+        labels = _labels(model, options["label"], num)
+        plan = _plan_of(model, options)
+        run = _runner(plan, model, options)
+        images: list[Images] = []
+        with tqdm(total=-(-num // batch) * plan.num_step, desc=f"{plan.method}, {plan.nfe} evaluations", unit="step") as bar:
+            for first in range(0, num, batch):
+                chosen = slice(first, min(first + batch, num))
+                images.append(run(range(num)[chosen], None if labels is None else labels[chosen], lambda *_: bar.update()))
     x_0 = np.concatenate(images)
     columns = model.num_classes if labels is not None and options["label"] is None else None
     with replacing(options["out"]) as partial:
@@ -206,24 +228,28 @@ def sample_command(**options: Any) -> None:
 @model_options
 @click.option("--plan", "files", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True, help="Plan files.")
 @click.option("--method", "methods", multiple=True, help="Methods, each at every --nfe; calibrated: the model's own plans.")
-@click.option("--nfe", "budgets", type=int, multiple=True, help="Budgets of evaluations; 10 where none is given.")
-@click.option("--num", default=1000, show_default=True, help="Samples of each plan.")
-@click.option("--batch", default=100, show_default=True, help="Samples a call of the model.")
+@click.option("--nfe", "budgets", type=POSITIVE, multiple=True, help="Budgets of evaluations; 10 where none is given.")
+@click.option("--num", default=1000, type=POSITIVE, show_default=True, help="Samples of each plan.")
+@click.option("--batch", default=100, type=POSITIVE, show_default=True, help="Samples a call of the model.")
 @click.option("--real", type=click.Path(path_type=Path, exists=True), help="Real images: a folder of pictures, or an .npz file.")
 @click.option("--features", help="A TorchScript file, images in [-1, 1] to features; or inception. Needs --real.")
 @click.option("--lpips", help="alex, vgg, squeeze, or a TorchScript file of two batches of images: a distance for --paired.")
-@click.option("--paired", default=64, show_default=True, help="Samples to compare with the converged solution; 0 for none.")
-@click.option("--reference-steps", default=128, show_default=True, help="Steps of the converged solution.")
+@click.option(
+    "--paired",
+    default=64,
+    type=COUNT,
+    show_default=True,
+    help="Samples to compare with the converged solution; 0 for none.",
+)
+@click.option("--reference-steps", default=128, type=TWO, show_default=True, help="Steps of the converged solution.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Keep finished batches here, and go on from there.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("evaluation.json"), show_default=True)
+@click.option("--out", type=OutFile(), default=Path("evaluation.json"), show_default=True)
+@_errors()
 def evaluate_command(**options: Any) -> None:
     """Measure the samples of plans: against real images, and against the converged solution from the same noise."""
     if options["backend"] != "torch":
         raise click.BadParameter("jax is not evaluated; leave it out", param_hint="--backend")
-    try:
-        results = _evaluate(options)
-    except (ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    results = _evaluate(options)
     with replacing(options["out"]) as partial:
         partial.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(table(results["plans"]))
@@ -326,12 +352,8 @@ def _plan_of(model: Pretrained, options: dict[str, Any]) -> Plan:
 
 
 def _plan(sde: Schedule, options: dict[str, Any]) -> Plan:
-    try:
-        return make_plan(
-            sde, options["method"] or "auto", options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"]
-        )
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    method = "auto" if options["method"] is None else options["method"]
+    return make_plan(sde, method, options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"])
 
 
 def _labels(model: Pretrained, label: int | None, num: int) -> NDArray[np.int64] | None:
@@ -339,7 +361,11 @@ def _labels(model: Pretrained, label: int | None, num: int) -> NDArray[np.int64]
         if label is not None:
             raise ValueError(f"--class {label} was given, and this model has no classes; leave it out")
         return None
-    return np.arange(num) % model.num_classes if label is None else np.full(num, label)
+    if label is None:
+        return np.arange(num) % model.num_classes
+    if not 0 <= label < model.num_classes:
+        raise ValueError(f"--class {label} is none of the model's, 0 ... {model.num_classes - 1}")
+    return np.full(num, label)
 
 
 def draw_noise(model: Pretrained, plan: Plan, seed: int, indices: range) -> Images:

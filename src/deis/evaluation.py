@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -271,11 +272,13 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
     ------
     FileNotFoundError
         Where there is no such file.
+    ValueError
+        Where the file is no TorchScript.
     ImportError
         Where torch is missing, or Inception is asked for and torch-fidelity is.
     """
     with needs("evaluate", "a feature extractor"):
-        import torch
+        import torch  # noqa: F401
 
     if name == "inception":
         try:
@@ -289,7 +292,7 @@ def load_extractor(name: str, device: str = "cpu") -> Extractor:
         return lambda images: net(((_rgb(images) + 1) * 127.5).round().byte().to(device))
     if not Path(name).is_file():
         raise FileNotFoundError(f"features={name!r} is no file; give 'inception', or a TorchScript file (n, c, h, w) -> (n, d)")
-    script = torch.jit.load(name, map_location=device).eval()
+    script = _script(name, device)
     return lambda images: script(images.to(device))
 
 
@@ -307,11 +310,13 @@ def load_perceptual(name: str, device: str = "cpu") -> Callable[[Any, Any], Any]
     ------
     FileNotFoundError
         Where there is no such file.
+    ValueError
+        Where the file is no TorchScript.
     ImportError
         Where torch is missing, or LPIPS is asked for, and torchvision or the weights are.
     """
     with needs("evaluate", "a perceptual distance"):
-        import torch
+        import torch  # noqa: F401
 
     if name in ("alex", "vgg", "squeeze"):
         try:
@@ -323,8 +328,18 @@ def load_perceptual(name: str, device: str = "cpu") -> Callable[[Any, Any], Any]
         return lambda a, b: metric(_rgb(a).to(device), _rgb(b).to(device))
     if not Path(name).is_file():
         raise FileNotFoundError(f"lpips={name!r} is no file; give 'alex', 'vgg', 'squeeze', or a TorchScript file")
-    script = torch.jit.load(name, map_location=device).eval()
+    script = _script(name, device)
     return lambda a, b: script(a.to(device), b.to(device))
+
+
+def _script(path: str, device: str) -> Any:
+    import torch
+
+    try:
+        return torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path!r} cannot be read as a TorchScript file, which torch.jit.save writes: {reason}") from error
 
 
 def _rgb(images: Any) -> Any:
@@ -352,8 +367,11 @@ def load_images(path: str | Path, most: int | None = None) -> Array:
             raise ValueError(f"{str(path)!r} must hold pictures of one size and mode, and has {len(pictures)} of several or none")
         images = np.stack(pictures)
     else:
-        with np.load(path) as arrays:
-            images = arrays[arrays.files[0]][:most]
+        try:
+            with np.load(path) as arrays:
+                images = arrays[arrays.files[0]][:most]
+        except (ValueError, TypeError, AttributeError, IndexError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{str(path)!r} cannot be read as an .npz file that holds an array: {error}") from error
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 127.5 - 1
     if images.ndim == 3:

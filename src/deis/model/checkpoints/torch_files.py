@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ def read(path: str | os.PathLike[str]) -> Any:
         return _read_safetensors(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the reader of pickles meets other files with any error, an IndexError on plain text
         reason = str(error).partition("\n")[0]
         raise ValueError(f"path={os.fspath(path)!r} is not a file of tensors that torch.save wrote: {reason}") from None
 
