@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -236,7 +235,7 @@ def get_rev_ts(exp_sde: schedules.Schedule, num_step: int, ts_order: float, ts_p
     the truncated times of a grid that ends at 0.1 always.
     """
     whole = isinstance(exp_sde, IntegerVPSDE)
-    sde = replace(exp_sde.vp, sampling_eps=_LAST) if isinstance(exp_sde, IntegerVPSDE) else exp_sde
+    sde = exp_sde.between(end=_LAST) if whole else exp_sde
     ts = continuous_grid(sde, num_step, ts_phase, None if ts_phase == "log" else ts_order)  # log has no order
     if sde.num_times is None:
         return ts
