@@ -166,6 +166,15 @@ def test_a_table_takes_integer_times_and_its_inverse_has_a_gradient() -> None:
     np.testing.assert_allclose(jax.grad(sde.alpha2t_fn)(alpha.item()), slope, rtol=1e-3)
 
 
+def test_a_table_with_ties_is_the_same_in_every_framework() -> None:
+    sde = th_deis.DiscreteVPSDE(np.array([0.9, 0.9, 0.75, 0.75, 0.75, 0.5, 0.25, 0.25]))
+    alpha, t = np.array([0.95, 0.9, 0.8, 0.76, 0.74, 0.5, 0.3, 0.25, 0.2]), np.linspace(-1, 8, 37)
+    for fn, x in ((sde.alpha2t_fn, alpha), (sde.t2alpha_fn, t)):
+        np.testing.assert_allclose(fn(torch.from_numpy(x)), fn(x), rtol=1e-12)
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(fn(jnp.asarray(x)), fn(x), rtol=1e-12)
+
+
 @pytest.mark.parametrize("module", [jax_deis, th_deis])
 def test_the_cosine_alpha_has_its_gradient_at_1(module: Any) -> None:
     t2alpha_fn, _ = module.get_cos_alpha_fns()
