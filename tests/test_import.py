@@ -28,6 +28,10 @@ def test_sampling_loads_neither_frameworks_nor_calibration() -> None:
     assert not HEAVY & loaded_after(code)
 
 
+def test_calibration_loads_no_optimizer_until_it_searches() -> None:
+    assert "scipy.optimize" not in loaded_after("import deis; deis.calibrate")
+
+
 def test_the_public_names() -> None:
     assert set(deis._HOME) == set(deis.__all__) <= set(dir(deis))
     for name in deis.__all__:

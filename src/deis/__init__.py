@@ -63,6 +63,7 @@ _HOME = {
     name: module
     for module, names in {
         "calibration": "PlanFamily Teacher calibrate calibrate_family calibration_report make_teacher",
+        "cut": "cut_plan",
         "grids": "make_grid",
         "methods": "get_method make_plan",
         "methods.adams": "adams",

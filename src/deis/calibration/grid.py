@@ -7,7 +7,6 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize
 
 from ..grids import continuous_grid, distinct_times
 from ..methods import make_plan
@@ -187,6 +186,8 @@ def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: 
     power : float
         1 for pixels and 2 for latents in the paper.
     """
+    from scipy.optimize import minimize
+
     dense = continuous_grid(sde, 256, "vp_t", 2.0)
     place = np.linspace(0, 1, len(dense))
 
