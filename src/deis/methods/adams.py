@@ -85,7 +85,7 @@ def adams(
         rate = _rates(tau, ts)
         chosen = choose_form(schedule, ts, "data" if rate.any() else form)
         check_norm(norm, chosen)
-        _check_clock(schedule, ts, u, label)
+        check_clock(schedule, ts, u, label)
         degrees = step_degrees(schedule, ts, order, u, chosen, lower_order_final)
         c_p = adams_weights(schedule, ts, degrees, u, chosen, tau=rate, norm=norm)
         c_c = None
@@ -249,7 +249,7 @@ def _clock(clock: str | Callable[[Array], Array]) -> Clock:
     return CLOCKS[clock]
 
 
-def _check_clock(schedule: Schedule, ts: Array, clock: Clock, label: str) -> None:
+def check_clock(schedule: Schedule, ts: Array, clock: Clock, label: str) -> None:
     """Raise unless the clock is strictly monotone at the times of the grid, and turns nowhere between them.
 
     Between them it may rest, as log rho does where a table repeats a noise level.
