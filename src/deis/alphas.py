@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arguments import function, number
 from .foreign import array_namespace, call_in_float64, interp
 
 Array = NDArray[np.float64]
@@ -46,8 +47,7 @@ def linear_alpha(beta_0: float, beta_1: float) -> tuple[AlphaFn, AlphaInverse]:
 
     log abar(t) = -(beta_0 t + (beta_1 - beta_0) t^2 / 2), score_sde's continuous VP schedule (arXiv 2011.13456).
     """
-    if not (beta_0 >= 0 and beta_1 > 0 and math.isfinite(beta_0) and math.isfinite(beta_1)):
-        raise ValueError(f"beta_0={beta_0!r} must be at least 0 and beta_1={beta_1!r} greater than 0")
+    beta_0, beta_1 = number("beta_0", beta_0, least=0), number("beta_1", beta_1, above=0)
     slope = beta_1 - beta_0
 
     def log_alpha(t: Any) -> Any:
@@ -69,6 +69,7 @@ def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
 
     Nichol & Dhariwal's cosine schedule (arXiv 2102.09672, eq. 17). alpha(1) = 0.
     """
+    s = number("s", s, least=0)
     a, scale = s / (1 + s) * math.pi / 2, math.pi / 2 / (1 + s)
 
     def log_alpha(t: Any) -> Any:
@@ -140,5 +141,4 @@ def t_of_log_abar(alpha2t_fn: TimeFn, log_abar: Array) -> Array:
 def check_functions(t2alpha_fn: TimeFn, alpha2t_fn: TimeFn) -> None:
     """Raise TypeError unless both are functions."""
     for argument, fn in (("t2alpha_fn", t2alpha_fn), ("alpha2t_fn", alpha2t_fn)):
-        if not callable(fn):
-            raise TypeError(f"{argument} must be a function of an array, and is {fn!r}")
+        function(argument, fn, "array")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .sde import VPSDE, Schedule
+from .arguments import array, number, one_of, whole
+from .sde import VPSDE, Schedule, check_schedule
 
 Array = NDArray[np.float64]
 
@@ -54,34 +55,41 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
 
 def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
     """Return the grid of `make_grid` without its last step, the rounding to distinct integers for a discrete schedule."""
-    if isinstance(num_step, bool) or int(num_step) != num_step or num_step < 1:
-        raise ValueError(f"num_step={num_step!r} must be a whole number of at least 1")
-    if ts_phase not in PHASES:
-        raise ValueError(f"ts_phase={ts_phase!r} is unknown; the known ones are {', '.join(map(repr, PHASES))}")
-    if ts_order is None:
-        ts_order = DEFAULT_ORDER[ts_phase]
-    if not 0 < ts_order < np.inf:
-        raise ValueError(f"ts_order={ts_order!r} must be a positive number")
+    check_schedule(schedule)
+    num_step = whole("num_step", num_step)
+    one_of("ts_phase", ts_phase, PHASES)
+    ts_order = DEFAULT_ORDER[ts_phase] if ts_order is None else number("ts_order", ts_order, above=0)
+    with np.errstate(all="ignore"):
+        ts = _spaced(schedule, num_step, ts_phase, np.float64(ts_order))
+    if not (np.isfinite(ts).all() and (np.diff(ts) < 0).all()):
+        raise ValueError(
+            f"ts_order={ts_order!r} with ts_phase={ts_phase!r} and num_step={num_step!r} gives times that do not decrease in "
+            "float64; give a ts_order nearer to 1, or fewer steps"
+        )
+    return ts
+
+
+def _spaced(schedule: Schedule, num_step: int, ts_phase: str, ts_order: float) -> Array:
     start, end = schedule.t_start, schedule.t_end
     if ts_phase == "vp_t":
         high, low = vp_time(schedule.log_rho(np.array([start, end])))
         high = max(VP_START, 2 * low) if np.isinf(high) else high
         root = np.array([high, low]) ** (1 / ts_order)
-        ts = schedule.t_of_log_rho(_VP.log_rho(np.linspace(root[0], root[1], int(num_step) + 1)[1:-1] ** ts_order))
+        ts = schedule.t_of_log_rho(_VP.log_rho(np.linspace(root[0], root[1], num_step + 1)[1:-1] ** ts_order))
         return np.concatenate([[start], ts, [end]])
     if ts_phase == "t":
         if end < 0:
             raise ValueError(f"ts_phase='t' takes roots of t, and the end time is {end!r}; use ts_phase='log'")
         root = schedule.even_of_t([start, end]) ** (1 / ts_order)
-        ts = schedule.t_of_even(np.linspace(root[0], root[1], int(num_step) + 1) ** ts_order)
+        ts = schedule.t_of_even(np.linspace(root[0], root[1], num_step + 1) ** ts_order)
     else:
         log_rho = schedule.log_rho(np.array([start, end]))
         _refuse_infinite(log_rho, ts_phase, schedule)
         if ts_phase == "log":
-            ts = schedule.t_of_log_rho(np.linspace(log_rho[0], log_rho[1], int(num_step) + 1))
+            ts = schedule.t_of_log_rho(np.linspace(log_rho[0], log_rho[1], num_step + 1))
         else:
             root = np.exp(log_rho / ts_order)
-            ts = schedule.t_of_rho(np.linspace(root[0], root[1], int(num_step) + 1) ** ts_order)
+            ts = schedule.t_of_rho(np.linspace(root[0], root[1], num_step + 1) ** ts_order)
     ts[0], ts[-1] = start, end  # the powers and inverses above may miss the ends by a rounding
     return ts
 
@@ -104,7 +112,7 @@ def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLi
     if (ts is None) == (sigmas is None):
         raise ValueError("give either ts (times) or sigmas (noise levels sigma/alpha), not both")
     argument, given = ("ts", ts) if sigmas is None else ("sigmas", sigmas)
-    values = np.array(given, dtype=np.float64)
+    values = array(argument, given)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"{argument} must have shape (num_step + 1,) with at least one step, and has shape {values.shape}")
     if not np.isfinite(values).all() or not (np.diff(values) < 0).all():

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .alphas import Array, TimeFn, check_functions, cosine_alpha, inner_times, linear_alpha, log_abar, t_of_log_abar, table_alpha
+from .alphas import AlphaFn, Array, TimeFn, check_functions, cosine_alpha, inner_times, linear_alpha, log_abar, t_of_log_abar, table_alpha
+from .arguments import array, number, shown, whole
 
 _ZERO_SNR = 2.0**-24
 """The cumulative alpha that libraries write for a terminal signal-to-noise ratio of 0."""
@@ -124,18 +125,42 @@ def _log(x: ArrayLike) -> Array:
         return np.log(np.asarray(x, dtype=np.float64))
 
 
-def _check_span(schedule: Schedule) -> None:
+def check_schedule(sde: object) -> None:
+    """Raise TypeError unless it is a noise schedule."""
+    if not isinstance(sde, Schedule):
+        raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {shown(sde)}")
+
+
+def _keep(schedule: Schedule, argument: str, value: float) -> None:
+    """Set a field of a frozen schedule."""
+    object.__setattr__(schedule, argument, value)
+
+
+def _check_span(schedule: Schedule, least: float = -math.inf, most: float = math.inf) -> None:
     """Raise ValueError unless sampling_T > sampling_eps and rho is defined at both and greater at the former."""
+    for argument in ("sampling_eps", "sampling_T"):
+        _keep(schedule, argument, number(argument, getattr(schedule, argument), least=least, most=most))
     start, end = schedule.t_start, schedule.t_end
-    if not (math.isfinite(start) and math.isfinite(end) and start > end):
+    if not start > end:
         raise ValueError(f"sampling_T={start!r} must be greater than sampling_eps={end!r}: sampling runs from noise to data")
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
         low, high = schedule.log_rho(np.array([end, start]))
     if not high > low:
         raise ValueError(
             f"sigma/alpha must increase from sampling_eps={end!r} to sampling_T={start!r}, and its logarithm goes from "
             f"{low:.6g} to {high:.6g}: choose times at which the schedule is defined and alpha decreases"
         )
+
+
+def _check_inverse(schedule: VPSDE | SubVPSDE) -> None:
+    """Raise ValueError unless the user's own alpha2t_fn undoes t2alpha_fn, to a thousandth of the span."""
+    if isinstance(schedule.t2alpha_fn, AlphaFn):
+        return
+    t = 0.5 * (schedule.t_start + schedule.t_end)
+    with np.errstate(all="ignore"):
+        found = float(schedule.t_of_log_rho(schedule.log_rho(t)))
+    if not abs(found - t) <= 1e-3 * (schedule.t_start - schedule.t_end):
+        raise ValueError(f"alpha2t_fn must be the inverse of t2alpha_fn, and gives t={found!r} for the alpha of t={t!r}")
 
 
 @dataclass(frozen=True)
@@ -174,7 +199,10 @@ class VPSDE(Schedule):
 
     def __post_init__(self) -> None:
         check_functions(self.t2alpha_fn, self.alpha2t_fn)
+        if self.num_times is not None:
+            whole("num_times", self.num_times, 2)
         _check_span(self)
+        _check_inverse(self)
 
     def log_alpha(self, t: ArrayLike) -> Array:
         return 0.5 * log_abar(self.t2alpha_fn, t)
@@ -224,9 +252,7 @@ class VPSDE(Schedule):
         ValueError
             Where the alphas are not such an array of at least two different entries.
         """
-        if hasattr(alphas_cumprod, "detach"):
-            alphas_cumprod = alphas_cumprod.detach().cpu().double().numpy()
-        alphas = np.array(alphas_cumprod, dtype=np.float64)
+        alphas = array("alphas_cumprod", alphas_cumprod)
         if alphas.ndim != 1 or len(alphas) < 2:
             raise ValueError(f"alphas_cumprod must have shape (N,) with N of at least 2, and has shape {alphas.shape}")
         if 0 < alphas[-1] <= _ZERO_SNR:
@@ -259,6 +285,7 @@ class SubVPSDE(Schedule):
     def __post_init__(self) -> None:
         check_functions(self.t2alpha_fn, self.alpha2t_fn)
         _check_span(self)
+        _check_inverse(self)
 
     def log_alpha(self, t: ArrayLike) -> Array:
         return 0.5 * log_abar(self.t2alpha_fn, t)
@@ -290,8 +317,10 @@ class VESDE(Schedule):
     num_times: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(f"sigma_min={self.sigma_min!r} must be positive and less than sigma_max={self.sigma_max!r}")
+        for argument in ("sigma_min", "sigma_max"):
+            _keep(self, argument, number(argument, getattr(self, argument), above=0))
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min!r} must be less than sigma_max={self.sigma_max!r}")
         object.__setattr__(self, "name", f"VESDE({self.sigma_min!r}, {self.sigma_max!r})")
         _check_span(self)
 
@@ -317,9 +346,7 @@ class EDM(Schedule):
     num_times: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.sampling_eps >= 0:
-            raise ValueError(f"sampling_eps={self.sampling_eps!r} must be at least 0: it is a noise level")
-        _check_span(self)
+        _check_span(self, least=0)  # time is a noise level
 
     def log_alpha(self, t: ArrayLike) -> Array:
         return np.zeros(np.shape(t))
@@ -356,14 +383,10 @@ class FlowMatching(Schedule):
     num_times: int | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for argument in ("sampling_T", "sampling_eps"):
-            if not 0 <= getattr(self, argument) <= 1:
-                raise ValueError(f"{argument}={getattr(self, argument)!r} must lie in [0, 1]")
-        if not 0 < self.shift < math.inf:
-            raise ValueError(f"shift={self.shift!r} must be positive; 1 is none")
+        _keep(self, "shift", number("shift", self.shift, above=0, hint="1 is none"))
         if self.shift != 1:
             object.__setattr__(self, "name", f"FlowMatching(shift={self.shift!r})")
-        _check_span(self)
+        _check_span(self, least=0, most=1)
 
     def log_alpha(self, t: ArrayLike) -> Array:
         with np.errstate(divide="ignore"):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..arguments import function, number, shown, whole
 from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
-from ..sde import Schedule
+from ..sde import Schedule, check_schedule
 from .adams import Array, Builder
 from .registry import KNOWN, find, get_method
 from .singlestep import SingleStep
@@ -67,10 +68,10 @@ def make_plan(
         For an unknown method or grid, for a method that has no meaning on the schedule, and for a budget that the method cannot
         meet; each says what to give instead.
     """
-    if not isinstance(sde, Schedule):
-        raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {sde!r}")
-    if afs is not None and not 0 < afs < np.inf:
-        raise ValueError(f"afs={afs!r} must be positive: it is the standard deviation of the data")
+    check_schedule(sde)
+    afs = None if afs is None else number("afs", afs, above=0, hint="it is the standard deviation of the data")
+    nfe = None if nfe is None else whole("nfe", nfe)
+    num_step = None if num_step is None else whole("num_step", num_step)
     build, default_grid = _resolve(method, options)
     given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas)
     end = sde.t_end if given is None else given[-1]
@@ -84,6 +85,8 @@ def make_plan(
         order = own[1] if ts_order is None and phase == own[0] else ts_order
         times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
     plan = build(sde, times, grid, counts) if isinstance(build, SingleStep) else build(sde, times, grid)
+    if not isinstance(plan, Plan):
+        raise TypeError(f"method must return a deis.Plan, and returned {shown(plan)}")
     plan = plan if afs is None else _analytical_first_step(plan, afs)
     if nfe is not None and plan.nfe != nfe:
         raise ValueError(
@@ -96,8 +99,7 @@ def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, t
     """Return the builder of a method, and the grid that it asks for."""
     if isinstance(method, str):
         return get_method(method, **options), find(method)[0].grid
-    if not callable(method):
-        raise TypeError(f"method must be a name or a function (schedule, ts, grid) -> Plan, and is {method!r}")
+    function("method, where it is no name,", method, "schedule", "ts", "grid")
     if options:
         raise ValueError(f"the options {sorted(options)} belong to a method given by name; give them to the builder")
     return method, None
@@ -108,9 +110,7 @@ def evaluations_of_steps(build: Builder, nfe: int, clean: bool, *, saves: bool =
 
     The first step may save one.
     """
-    if isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1:
-        raise ValueError(f"nfe={nfe!r} must be a whole number of at least 1")
-    rows = int(nfe) + saves
+    rows = whole("nfe", nfe) + saves
     return build.split(rows, clean) if isinstance(build, SingleStep) else [1] * rows
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import array, flag, function, number, one_of, shown, whole
 from ..grids import vp_time
 from ..plan import Plan
 from ..quadrature import Clock, Form, Norm, lagrange_integrals
@@ -16,6 +18,7 @@ Array = NDArray[np.float64]
 Builder = Callable[[Schedule, Array, str], Plan]
 """build(schedule, ts, grid) -> Plan, with ts decreasing, one time more than steps, and grid its name."""
 
+FORMS: tuple[Form, ...] = get_args(Form)
 CLOCKS: dict[str, Clock] = {
     "t": lambda schedule, t, log_rho: t,
     "rho": lambda schedule, t, log_rho: np.exp(log_rho),
@@ -71,27 +74,27 @@ def adams(
     ValueError
         Where an argument is none of these; and, when a plan is built, where the clock is not monotone on the grid.
     """
-    _check_degree("order", order)
-    if corrector is not None:
-        _check_degree("corrector", corrector)
-    if form not in (None, "eps", "data"):
-        raise ValueError(f"form={form!r} is unknown; the known ones are 'eps', 'data'")
+    order = whole("order", order, 0)
+    corrector = None if corrector is None else whole("corrector", corrector, 0)
+    check_form(form)
+    flag("lower_order_final", lower_order_final)
     u = _clock(clock)
-    if form == "eps" and (callable(tau) or tau != 0):
+    tau = tau if callable(tau) else check_tau(tau)
+    if form == "eps" and tau != 0:
         raise ValueError(f"tau={tau!r} needs form='data': eps is no smooth function of time where noise is added")
     label = name or f"adams({form!r}, {clock if isinstance(clock, str) else 'custom clock'!r}, {order}, {corrector})"
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
         rate = _rates(tau, ts)
         chosen = choose_form(schedule, ts, "data" if rate.any() else form)
-        check_norm(norm, chosen)
+        c = checked_norm(norm, chosen)
         check_clock(schedule, ts, u, label)
         degrees = step_degrees(schedule, ts, order, u, chosen, lower_order_final)
-        c_p = adams_weights(schedule, ts, degrees, u, chosen, tau=rate, norm=norm)
+        c_p = adams_weights(schedule, ts, degrees, u, chosen, tau=rate, norm=c)
         c_c = None
         if corrector is not None:
             known = step_degrees(schedule, ts, corrector, u, chosen, ahead=True)
-            c_c = adams_weights(schedule, ts, known, u, chosen, tau=rate, norm=norm, ahead=True)
+            c_c = adams_weights(schedule, ts, known, u, chosen, tau=rate, norm=c, ahead=True)
         psi, keep_z = transport(schedule, ts, chosen, rate)
         return multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=source(norm))
 
@@ -222,13 +225,26 @@ def is_discrete(schedule: Schedule, ts: Array) -> bool:
     return schedule.num_times is not None and bool((ts == np.rint(ts)).all())
 
 
-def check_norm(norm: Norm | None, form: Form) -> None:
-    """Raise where a norm was measured on predictions of another form."""
+def checked_norm(norm: Norm | None, form: Form) -> Norm | None:
+    """Return a norm that raises where it is not positive and finite; and raise where it was measured on another form."""
+    if norm is None:
+        return None
+    function("norm", norm, "t")
     measured = getattr(norm, "form", form)
     if measured != form:
         raise ValueError(
             f"norm was measured on predictions of form={measured!r} and this plan has form={form!r}; measure it on such a plan"
         )
+
+    def c(t: Array) -> Array:
+        values = array("the result of norm(t)", norm(t))
+        if values.shape != t.shape or not ((values > 0) & np.isfinite(values)).all():
+            raise ValueError(
+                f"norm must return positive, finite numbers of the shape of t, {t.shape}, and returned {shown(values)}"
+            )
+        return values
+
+    return c
 
 
 def source(norm: Norm | None) -> str:
@@ -236,17 +252,26 @@ def source(norm: Norm | None) -> str:
     return "" if norm is None else getattr(norm, "source", "a norm of the predictions")
 
 
-def _check_degree(argument: str, degree: int) -> None:
-    if isinstance(degree, bool) or int(degree) != degree or degree < 0:
-        raise ValueError(f"{argument}={degree!r} must be a whole number of at least 0")
+def check_form(form: object) -> None:
+    """Raise ValueError for a form that is neither None nor a known one."""
+    if form is not None:
+        one_of("form", form, FORMS)
+
+
+def check_tau(tau: Any) -> float:
+    """Return a rate of renewal of the noise."""
+    return number("tau", tau, least=0, hint="0 is no noise, 1 the reverse diffusion")
 
 
 def _clock(clock: str | Callable[[Array], Array]) -> Clock:
-    if callable(clock):
-        return lambda schedule, t, log_rho: np.asarray(clock(t), dtype=np.float64)
-    if clock not in CLOCKS:
-        raise ValueError(f"clock={clock!r} is unknown; the known ones are {', '.join(map(repr, CLOCKS))}, or a function u(t)")
-    return CLOCKS[clock]
+    if not callable(clock):
+        return CLOCKS[one_of("clock", clock, CLOCKS, ", or a function u(t)")]
+
+    def u(schedule: Schedule, t: Array, log_rho: Array) -> Array:
+        function("clock", clock, "t")
+        return array("the result of clock(t)", clock(t))
+
+    return u
 
 
 def check_clock(schedule: Schedule, ts: Array, clock: Clock, label: str) -> None:
@@ -264,7 +289,7 @@ def check_clock(schedule: Schedule, ts: Array, clock: Clock, label: str) -> None
 
 
 def _rates(tau: float | Callable[[float], float], ts: Array) -> Array:
-    rate = np.array([float(tau(t)) for t in ts[:-1].tolist()]) if callable(tau) else np.full(len(ts) - 1, float(tau))
-    if not (np.isfinite(rate) & (rate >= 0)).all():
-        raise ValueError(f"tau={rate.tolist()} must be finite and at least 0: 0 is no noise, 1 the reverse diffusion")
-    return rate
+    if not callable(tau):
+        return np.full(len(ts) - 1, tau)
+    function("tau", tau, "t")
+    return np.array([check_tau(tau(t)) for t in ts[:-1].tolist()])

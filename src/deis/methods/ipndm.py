@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..arguments import whole
 from ..plan import Plan
 from ..quadrature import Norm
 from ..sde import Schedule
@@ -29,7 +30,7 @@ def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
     ValueError
         Where order is not 1, 2, 3 or 4.
     """
-    if order not in (1, 2, 3, 4):
+    if whole("order", order) > 4:
         raise ValueError(f"method='ipndm{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:

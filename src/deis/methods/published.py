@@ -10,10 +10,23 @@ from typing import Literal
 
 import numpy as np
 
+from ..arguments import flag
 from ..plan import Plan
 from ..quadrature import Form, Norm
 from ..sde import Schedule
-from .adams import CLOCKS, Array, Builder, adams_weights, check_norm, choose_form, multistep_plan, source, step_degrees, transport
+from .adams import (
+    CLOCKS,
+    Array,
+    Builder,
+    adams_weights,
+    checked_norm,
+    check_tau,
+    choose_form,
+    multistep_plan,
+    source,
+    step_degrees,
+    transport,
+)
 
 
 def first_order(schedule: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
@@ -28,14 +41,14 @@ def normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | N
 
     The newest node of step i is t_i, and with `ahead` t_{i+1}.
     """
-    if norm is None:
+    scale = checked_norm(norm, form)
+    if scale is None:
         return c_p
-    check_norm(norm, form)
     zeros = np.zeros(len(ts) - 1, dtype=np.intp)
-    plain, with_c = (adams_weights(schedule, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, norm))
-    mean = with_c / plain * norm(ts[:-1])
+    plain, with_c = (adams_weights(schedule, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, scale))
+    mean = with_c / plain * scale(ts[:-1])
     node = np.arange(len(ts) - 1)[:, None] + int(ahead) - np.arange(c_p.shape[1])
-    return c_p * mean[:, None] / norm(ts[np.maximum(node, 0)])
+    return c_p * mean[:, None] / scale(ts[np.maximum(node, 0)])
 
 
 def dpmpp_multistep(
@@ -47,6 +60,8 @@ def dpmpp_multistep(
     divided differences with the weights phi_2 and phi_3 where the exact integral has phi_2 and 2 phi_3, so that it converges at
     order 2.
     """
+    tau = check_tau(tau)
+    flag("lower_order_final", lower_order_final)
     name = f"sde_dpmpp_{order}m_published" if tau else f"dpmpp_{order}m_published"
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
@@ -87,6 +102,7 @@ def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool 
     """
     if order < 1:
         raise ValueError(f"method='unipc{order}_{solver}' is unknown: unipc has the orders 1, 2, ...")
+    flag("lower_order_final", lower_order_final)
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
         form, psi, c_0 = first_order(schedule, ts, "data")

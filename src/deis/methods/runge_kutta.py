@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from ..arguments import array, one_of, shown
 from ..sde import Schedule
 from .adams import Array
 from .singlestep import SingleStep, Steps
@@ -39,8 +40,10 @@ class ButcherTableau:
     name: str = "tableau"
 
     def __post_init__(self) -> None:
-        b = np.array(self.b, dtype=np.float64)
+        b = array("b", self.b)
         a = _square(self.a, b.size)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a string, and is {shown(self.name)}")
         if b.ndim != 1 or a.shape != (b.size, b.size) or b.size < 1:
             raise ValueError(f"b must have shape (s,) and a shape (s, s), and they have {b.shape} and {a.shape}")
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -64,9 +67,11 @@ class ButcherTableau:
 
 def _square(a: Sequence[Sequence[float]] | Array, stages: int) -> Array:
     """Return a as a square array, from rows of growing length or from a square."""
-    if isinstance(a, np.ndarray) and a.ndim == 2:
-        return a.astype(np.float64)
-    rows = [np.asarray(row, dtype=np.float64).ravel() for row in a]
+    if isinstance(a, np.ndarray):
+        return array("a", a)
+    if not isinstance(a, Sequence) or isinstance(a, str):
+        raise TypeError(f"a must be a sequence of rows or a square array, and is {shown(a)}")
+    rows = [array("a", row, "row by row").ravel() for row in a]
     if len(rows) == stages - 1:
         rows = [np.empty(0), *rows]
     if len(rows) != stages or any(len(row) > stages for row in rows):
@@ -104,9 +109,9 @@ def rho_rk(tableau: str | ButcherTableau) -> SingleStep:
         For an unknown name; it lists the known ones.
     """
     if isinstance(tableau, str):
-        if tableau not in TABLEAUX:
-            raise ValueError(f"rk_method={tableau!r} is unknown; the known ones are {', '.join(map(repr, TABLEAUX))}")
-        tableau = TABLEAUX[tableau]
+        tableau = TABLEAUX[one_of("rk_method", tableau, TABLEAUX)]
+    if not isinstance(tableau, ButcherTableau):
+        raise TypeError(f"tableau must be one of the names of deis.TABLEAUX or a deis.ButcherTableau, and is {shown(tableau)}")
     cheaper = [TABLEAUX[name] for name in ("1euler", "2heun", "3kutta", "4rk")]
     family = {len(table.b): partial(tableau_steps, tableau=table) for table in cheaper if len(table.b) < len(tableau.b)}
     family[len(tableau.b)] = partial(tableau_steps, tableau=tableau)

@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
+from ..arguments import number
 from ..plan import Plan
 from ..quadrature import Form
 from ..sde import Schedule
-from .adams import Array, Builder, multistep_plan
+from .adams import Array, Builder, check_form, multistep_plan
 from .published import first_order
 from .runge_kutta import TABLEAUX, tableau_steps
 from .singlestep import SingleStep
@@ -26,8 +27,8 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
     ValueError
         Where eta lies outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta!r} must lie in [0, 1]")
+    eta = number("eta", eta, least=0, most=1)
+    check_form(form)
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
         name = "ddim" if eta == 0 else f"ddim(eta={eta:g})"
@@ -62,8 +63,9 @@ def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise
     ValueError
         Where churn is negative, noise not positive, or low greater than high.
     """
-    if not (0 <= churn < math.inf and 0 < noise < math.inf and low <= high):
-        raise ValueError(f"churn={churn!r} must be at least 0, noise={noise!r} positive, and low={low!r} at most high={high!r}")
+    churn, noise = number("churn", churn, least=0), number("noise", noise, above=0)
+    high = number("high", high, infinite=True)
+    low = number("low", low, most=high, infinite=True, hint="high is the greater of the two")
     factor = math.sqrt(2) - 1
 
     def lift(schedule: Schedule, ts: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..arguments import number
 from ..foreign import array_namespace
 
 
@@ -16,9 +17,12 @@ def static_threshold(limit: float = 1.0) -> Callable[[Any], Any]:
     ValueError
         Where limit is not positive.
     """
-    if not limit > 0:
-        raise ValueError(f"limit={limit!r} must be positive: the data lie in [-limit, limit]")
+    limit = _limit(limit)
     return lambda x_0: x_0.clip(-limit, limit)
+
+
+def _limit(limit: float) -> float:
+    return number("limit", limit, above=0, hint="the data lie in [-limit, limit]")
 
 
 def dynamic_threshold(quantile: float = 0.995, limit: float = 1.0, most: float | None = None) -> Callable[[Any], Any]:
@@ -32,12 +36,8 @@ def dynamic_threshold(quantile: float = 0.995, limit: float = 1.0, most: float |
     ValueError
         Where quantile lies outside [0, 1], limit is not positive, or most is less than limit.
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"quantile={quantile!r} must lie in [0, 1]")
-    if not limit > 0:
-        raise ValueError(f"limit={limit!r} must be positive: the data lie in [-limit, limit]")
-    if most is not None and not most >= limit:
-        raise ValueError(f"most={most!r} must be at least limit={limit!r}")
+    quantile, limit = number("quantile", quantile, least=0, most=1), _limit(limit)
+    most = None if most is None else number("most", most, least=limit, infinite=True, hint="it bounds what limit divides")
 
     def threshold(x_0: Any) -> Any:
         xp = array_namespace(x_0)

@@ -1,0 +1,164 @@
+"""Checks of arguments, and one way to say what is wrong with them: the argument, its value and the cure."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import reprlib
+import sys
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .foreign import is_compiling, is_torch
+
+_MOST = 10**6
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 20
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
+
+
+def shown(value: object) -> str:
+    """Return the repr of a value for an error: cut where it is long or deep, and never an error of its own."""
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # an integer of thousands of digits, or a repr that fails
+        return f"<{type(value).__name__}>"
+
+
+def number(
+    argument: str,
+    value: Any,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    infinite: bool = False,
+    hint: str = "",
+) -> float:
+    """Return a real number as a Python float.
+
+    Raises
+    ------
+    ValueError
+        Where it is none (a bool and a string are none), NaN, infinite unless `infinite`, below `least`, above `most`, or not above
+        `above`; the hint ends the message.
+    """
+    found = _real(value)
+    if least <= found <= most and (found > above or above == -math.inf) and (infinite or math.isfinite(found)):
+        return found
+    bounds = [f"greater than {above:g}"] if above > -math.inf else []
+    bounds += [f"at least {least:g}"] if least > -math.inf else []
+    bounds += [f"at most {most:g}"] if most < math.inf else []
+    kind = "a number" if infinite else "a finite number"
+    text = " and ".join(bounds)
+    raise ValueError(f"{argument}={shown(value)} must be {kind}{text and ', ' + text}{hint and ': ' + hint}")
+
+
+def _real(value: Any) -> float:
+    """Return a number, of Python, NumPy or a 0-dimensional array, as a float; NaN where it is none."""
+    try:
+        value = value.item() if getattr(value, "ndim", None) == 0 else value
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except Exception:  # no value under a trace or on the meta device; an integer beyond the floats
+        return math.nan
+
+
+def whole(argument: str, value: Any, least: int = 1) -> int:
+    """Return a whole number as an int.
+
+    Raises
+    ------
+    ValueError
+        Where it is none, below `least`, or beyond a million, of which no plan can have as many of anything.
+    """
+    found = _real(value)
+    if not (found.is_integer() and least <= found <= _MOST):
+        limit = f" and at most {_MOST}" if found > _MOST else ""
+        raise ValueError(f"{argument}={shown(value)} must be a whole number of at least {least}{limit}")
+    return int(found)
+
+
+def flag(argument: str, value: Any) -> None:
+    """Check that a value is True or False, or 1 or 0.
+
+    Raises
+    ------
+    ValueError
+        Where it is none of these.
+    """
+    if not (isinstance(value, bool | np.bool_ | int) and value in (0, 1)):
+        raise ValueError(f"{argument}={shown(value)} must be True or False")
+
+
+def one_of(argument: str, value: Any, known: Iterable[str], also: str = "") -> str:
+    """Return a name.
+
+    Raises
+    ------
+    ValueError
+        Where it is not among the known ones; it lists them, and what else is taken.
+    """
+    names = tuple(known)
+    if not (isinstance(value, str) and value in names):
+        raise ValueError(f"{argument}={shown(value)} is unknown; the known ones are {', '.join(map(repr, names))}{also}")
+    return value
+
+
+def function(argument: str, value: Any, *parameters: str) -> None:
+    """Check that a value is a function that can be called with as many arguments.
+
+    Whether it takes them is asked of its signature, before any call: an error from inside a user's function is the user's own.
+
+    Raises
+    ------
+    TypeError
+        Where it is no function, or has a signature that does not take the arguments.
+    """
+    wanted = f"{argument} must be a function of ({', '.join(parameters)})"
+    if not callable(value):
+        raise TypeError(f"{wanted}, and is {shown(value)}")
+    if is_compiling():
+        return
+    try:
+        signature = inspect.signature(_called(value), follow_wrapped=False)
+    except (TypeError, ValueError):  # a builtin that has none
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, and {shown(value)} takes {signature}: {error}") from None
+
+
+def _called(value: Any) -> Any:
+    """Return the function behind a callable object whose own signature says nothing, as a torch module's."""
+    forward = getattr(value, "forward", None)
+    return forward if is_torch_module(value) and callable(forward) else value
+
+
+def is_torch_module(value: object) -> bool:
+    """Tell whether a value is a torch.nn.Module, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def array(argument: str, value: Any, about: str = "") -> NDArray[np.float64]:
+    """Return real numbers, of any framework and shape, as a new float64 array.
+
+    Raises
+    ------
+    TypeError
+        Where they are none: strings, complex numbers, None, or rows of different lengths.
+    """
+    try:
+        found = np.asarray(value.detach().cpu().double() if is_torch(value) and not value.is_complex() else value)
+        numeric = found.dtype.kind in "iuf" or found.dtype.name in ("bfloat16", "float16")
+        converted = np.array(found, dtype=np.float64) if numeric else None
+    except Exception:  # rows of different lengths, or an object whose conversion fails
+        converted = None
+    if converted is None:
+        raise TypeError(f"{argument} must be an array of real numbers{about and ', ' + about}, and is {shown(value)}")
+    return converted
