@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .foreign import is_compiling, is_torch
+from .foreign import is_compiling, is_jax, is_torch
 
 _MOST = 10**6
 _SHORT = reprlib.Repr()
@@ -80,6 +80,18 @@ def whole(argument: str, value: Any, least: int = 1) -> int:
         limit = f" and at most {_MOST}" if found > _MOST else ""
         raise ValueError(f"{argument}={shown(value)} must be a whole number of at least {least}{limit}")
     return int(found)
+
+
+def kind(argument: str, value: Any, wanted: type[Any], what: str) -> None:
+    """Check that a value is an instance of a class, of which `what` tells.
+
+    Raises
+    ------
+    TypeError
+        Where it is none.
+    """
+    if not isinstance(value, wanted):
+        raise TypeError(f"{argument} must be {what} and is {shown(value)}")
 
 
 def flag(argument: str, value: Any) -> None:
@@ -162,3 +174,28 @@ def array(argument: str, value: Any, about: str = "") -> NDArray[np.float64]:
     if converted is None:
         raise TypeError(f"{argument} must be an array of real numbers{about and ', ' + about}, and is {shown(value)}")
     return converted
+
+
+def check_state(argument: str, x: Any) -> None:
+    """Check that a value is an array of a floating dtype with a batch axis.
+
+    Raises
+    ------
+    TypeError
+        Where it is no array of torch, JAX or NumPy, or of another dtype.
+    ValueError
+        Where it has no batch axis.
+    """
+    if not (is_torch(x) or is_jax(x) or isinstance(x, np.ndarray)):
+        raise TypeError(f"{argument} must be a torch.Tensor, a jax.Array or a numpy.ndarray, and is a {type(x).__name__}")
+    if not is_floating(x):
+        raise TypeError(f"{argument} has dtype {x.dtype}; give an array of a floating dtype")
+    if x.ndim < 1:
+        raise ValueError(f"{argument} has shape (); give it a batch axis, as in {argument}[None]")
+
+
+def is_floating(x: Any) -> bool:
+    """Tell whether an array has a floating dtype."""
+    if is_torch(x):
+        return bool(x.is_floating_point())
+    return bool((sys.modules["jax.numpy"] if is_jax(x) else np).issubdtype(x.dtype, np.floating))

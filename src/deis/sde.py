@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .alphas import AlphaFn, Array, TimeFn, check_functions, cosine_alpha, inner_times, linear_alpha, log_abar, t_of_log_abar, table_alpha
-from .arguments import array, number, shown, whole
+from .arguments import array, kind, number, whole
 
 _ZERO_SNR = 2.0**-24
 """The cumulative alpha that libraries write for a terminal signal-to-noise ratio of 0."""
@@ -127,8 +127,7 @@ def _log(x: ArrayLike) -> Array:
 
 def check_schedule(sde: object) -> None:
     """Raise TypeError unless it is a noise schedule."""
-    if not isinstance(sde, Schedule):
-        raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {shown(sde)}")
+    kind("sde", sde, Schedule, "a noise schedule such as deis.VPSDE.linear(),")
 
 
 def _keep(schedule: Schedule, argument: str, value: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import function, number, shown, whole
+from ..arguments import function, kind, number, whole
 from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
@@ -85,8 +85,7 @@ def make_plan(
         order = own[1] if ts_order is None and phase == own[0] else ts_order
         times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
     plan = build(sde, times, grid, counts) if isinstance(build, SingleStep) else build(sde, times, grid)
-    if not isinstance(plan, Plan):
-        raise TypeError(f"method must return a deis.Plan, and returned {shown(plan)}")
+    kind("the result of method", plan, Plan, "a deis.Plan,")
     plan = plan if afs is None else _analytical_first_step(plan, afs)
     if nfe is not None and plan.nfe != nfe:
         raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..arguments import shown
+from ..arguments import kind
 from .adams import Builder, adams
 from .ipndm import ipndm
 from .published import dpmpp_multistep, unipc
@@ -148,8 +148,7 @@ def get_method(name: str, **options: Any) -> Builder:
     ValueError
         For an unknown name, or an option that the method does not have.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, and is {shown(name)}; the known ones are {KNOWN}")
+    kind("name", name, str, f"one of {KNOWN},")
     entry, arguments = find(name)
     try:
         return entry.build(*arguments, **options)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from ..arguments import array, one_of, shown
+from ..arguments import array, kind, one_of, shown
 from ..sde import Schedule
 from .adams import Array
 from .singlestep import SingleStep, Steps
@@ -42,8 +42,7 @@ class ButcherTableau:
     def __post_init__(self) -> None:
         b = array("b", self.b)
         a = _square(self.a, b.size)
-        if not isinstance(self.name, str):
-            raise TypeError(f"name must be a string, and is {shown(self.name)}")
+        kind("name", self.name, str, "a string,")
         if b.ndim != 1 or a.shape != (b.size, b.size) or b.size < 1:
             raise ValueError(f"b must have shape (s,) and a shape (s, s), and they have {b.shape} and {a.shape}")
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -55,9 +54,9 @@ class ButcherTableau:
         c = a.sum(axis=1)
         if not ((c >= 0) & (c <= 1)).all():
             raise ValueError(f"the nodes, the row sums of a, must lie in [0, 1] and are {c.tolist()}")
-        for field, array in (("a", a), ("b", b)):
-            array.setflags(write=False)
-            object.__setattr__(self, field, array)
+        for field, values in (("a", a), ("b", b)):
+            values.setflags(write=False)
+            object.__setattr__(self, field, values)
 
     @property
     def c(self) -> Array:
@@ -110,8 +109,7 @@ def rho_rk(tableau: str | ButcherTableau) -> SingleStep:
     """
     if isinstance(tableau, str):
         tableau = TABLEAUX[one_of("rk_method", tableau, TABLEAUX)]
-    if not isinstance(tableau, ButcherTableau):
-        raise TypeError(f"tableau must be one of the names of deis.TABLEAUX or a deis.ButcherTableau, and is {shown(tableau)}")
+    kind("tableau", tableau, ButcherTableau, "a name of deis.TABLEAUX or a deis.ButcherTableau,")
     cheaper = [TABLEAUX[name] for name in ("1euler", "2heun", "3kutta", "4rk")]
     family = {len(table.b): partial(tableau_steps, tableau=table) for table in cheaper if len(table.b) < len(tableau.b)}
     family[len(tableau.b)] = partial(tableau_steps, tableau=tableau)

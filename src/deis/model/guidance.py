@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..arguments import flag, function, kind, number, shown
 from ..foreign import array_namespace, is_jax, is_torch
-from .predictions import Denoiser, Level, convert, evaluate, factors
+from .predictions import Denoiser, Level, call_model, check_model, checked_output, convert, evaluate, factors
 
 Model = Callable[[Any, Any], Any]
 EVERYWHERE = (-math.inf, math.inf)
@@ -68,13 +69,14 @@ class Guided:
 def _guided(
     strong: Model, both: Callable[[Any, Any, Any], tuple[Any, Any]], weight: float, rescale: float, interval: tuple[float, float]
 ) -> Guided:
-    if not math.isfinite(weight):
-        raise ValueError(f"weight={weight!r} must be finite; 1 is no guidance")
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale={rescale!r} must lie in [0, 1]; 0 is no rescaling")
-    if len(interval) != 2 or not interval[0] <= interval[1]:
+    weight = number("weight", weight, hint="1 is no guidance")
+    rescale = number("rescale", rescale, least=0, most=1, hint="0 is no rescaling")
+    if not (isinstance(interval, tuple | list) and len(interval) == 2):
+        raise ValueError(f"interval={shown(interval)} must be two times, the lower first")
+    low, high = (number(f"interval[{i}]", t, infinite=True) for i, t in enumerate(interval))
+    if low > high:
         raise ValueError(f"interval={interval!r} must be two times, the lower first")
-    return Guided(strong, both, weight, rescale, (float(interval[0]), float(interval[1])))
+    return Guided(strong, both, weight, rescale, (low, high))
 
 
 def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, interval: tuple[float, float] = EVERYWHERE) -> Model:
@@ -85,8 +87,9 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
 
     Parameters
     ----------
-    strong, weak : callable
-        model(x, t), both predicting the same quantity.
+    strong, weak : callable, or both Denoiser
+        model(x, t), both predicting the same quantity. Of two Denoisers the result is one, which predicts what they do and has
+        the strong one's threshold; of plain functions a plain function.
     weight : float
         1 is the strong model alone, greater weights guide.
     rescale : float
@@ -98,17 +101,58 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
     Raises
     ------
     ValueError
-        Where weight is not finite, rescale lies outside [0, 1], or the interval is empty.
+        Where weight is not finite, rescale lies outside [0, 1], the interval is empty, or the Denoisers differ in what they
+        predict or in their schedule.
+    TypeError
+        Where one is a Denoiser and the other a plain function, or either cannot be called with (x, t).
     """
+    check_model("strong", strong)
+    check_model("weak", weak)
+    strong, weak = conditional(strong), conditional(weak)
 
     def both(x: Any, t: Any, level: Any) -> tuple[Any, Any]:
-        return _evaluate(strong, x, t, level), _evaluate(weak, x, t, level)
+        return (
+            checked_output("strong(x, t)", _evaluate(strong, x, t, level), x),
+            checked_output("weak(x, t)", _evaluate(weak, x, t, level), x),
+        )
 
-    return _guided(strong, both, weight, rescale, interval)
+    mixed = _guided(strong, both, weight, rescale, interval)
+    if not (isinstance(strong, Denoiser) or isinstance(weak, Denoiser)):
+        return mixed
+    _check_alike(strong, weak)
+    return replace(strong, model=mixed)
+
+
+def conditional(model: Any) -> Any:
+    """Return the Denoiser of a Pretrained network without labels; another model itself."""
+    from .pretrained import Pretrained
+
+    return model.conditional() if isinstance(model, Pretrained) else model
+
+
+def _check_alike(strong: Any, weak: Any) -> None:
+    """Raise unless both are Denoisers that differ in their networks alone."""
+    for argument, model in (("strong", strong), ("weak", weak)):
+        if not isinstance(model, Denoiser):
+            raise TypeError(
+                f"{argument} is a plain function and the other a deis.Denoiser, so that nothing says whether they predict the same; "
+                "make both a deis.Denoiser, or give both networks as they are"
+            )
+    if strong.predicts != weak.predicts:
+        raise ValueError(
+            f"strong predicts {strong.predicts!r} and weak {weak.predicts!r}, which cannot be mixed; give models that predict the same"
+        )
+    if weak.threshold not in (None, strong.threshold):
+        raise ValueError("weak has a threshold that strong has not; the guided prediction has that of strong, so give it there")
+    t = np.linspace(strong.sde.t_end, strong.sde.t_start, 9)
+    with np.errstate(all="ignore"):
+        pairs = [(getattr(strong.sde, name)(t), getattr(weak.sde, name)(t)) for name in ("alpha", "sigma")]
+    if strong.sde.num_times != weak.sde.num_times or not all(np.allclose(a, b, 1e-6, 1e-9) for a, b in pairs):
+        raise ValueError(f"strong is of the schedule {strong.sde.name!r} and weak of {weak.sde.name!r}, whose alpha and sigma differ")
 
 
 def _evaluate(model: Model, x: Any, t: Any, level: Any) -> Any:
-    return model(x, t) if level is None else evaluate(model, x, t, level)
+    return call_model(model, x, t) if level is None else evaluate(model, x, t, level)
 
 
 def classifier_free(
@@ -137,6 +181,9 @@ def classifier_free(
     ValueError
         Where null is None: a model that was not trained without its condition has no such guidance.
     """
+    function("net", net, "x", "t", "condition")
+    flag("batched", batched)
+    weight = number("weight", weight, hint="1 is no guidance")
     if null is None and weight != 1:
         raise ValueError(
             f"weight={weight!r} asks for guidance and null is None: give what the network takes for no condition, or weight=1"
@@ -145,24 +192,47 @@ def classifier_free(
     def strong(x: Any, t: Any) -> Any:
         return net(x, t, condition)
 
-    if weight == 1:
-        return strong
-    if not batched:
-        return guided(strong, lambda x, t: net(x, t, null), weight, rescale=rescale, interval=interval)
-    if np.shape(null) != np.shape(condition) or len(np.shape(condition)) < 1:
-        raise ValueError(
-            f"null must have the shape of condition, {np.shape(condition)}, to be batched with it, and has {np.shape(null)}; "
-            "repeat it for each sample, or give batched=False"
-        )
-    xp = array_namespace(condition)
-    together = xp.concatenate([condition, null])
+    plain = guided(strong, lambda x, t: net(x, t, null), weight, rescale=rescale, interval=interval)
+    if weight == 1 or not batched:
+        return strong if weight == 1 else plain
+    together = _joined(condition, null)
 
     def both(x: Any, t: Any, level: Any) -> tuple[Any, Any]:
+        if len(together) != 2 * len(x):
+            raise ValueError(f"condition must have one entry a sample: there are {len(together) // 2} for {len(x)} samples")
         xp = array_namespace(x)
-        m = net(xp.concatenate([x, x]), xp.concatenate([t, t]), together)
+        x_twice = xp.concatenate([x, x])
+        m = checked_output("net(x, t, condition)", net(x_twice, xp.concatenate([t, t]), together), x_twice)
         return m[: len(x)], m[len(x) :]
 
     return _guided(strong, both, weight, rescale, interval)
+
+
+def _joined(condition: Any, null: Any) -> Any:
+    """Return the condition and its absence one after the other."""
+    pair = [c if is_torch(c) or is_jax(c) else _as_array(name, c) for name, c in (("condition", condition), ("null", null))]
+    shapes = [tuple(c.shape) for c in pair]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise ValueError(
+            f"null must have the shape of condition, {shapes[0]}, to be batched with it, and has {shapes[1]}; "
+            "repeat it for each sample, or give batched=False"
+        )
+    xp = array_namespace(pair[0])
+    if xp is not array_namespace(pair[1]):
+        raise TypeError(
+            f"condition and null must be arrays of one framework, and are a {type(pair[0]).__name__} and a {type(pair[1]).__name__}"
+        )
+    return xp.concatenate(pair)
+
+
+def _as_array(argument: str, value: Any) -> Any:
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        found = np.array(None)
+    if found.dtype == object:
+        raise TypeError(f"{argument} must be an array, to be batched, and is {shown(value)}; give one, or batched=False")
+    return found
 
 
 @dataclass(frozen=True)
@@ -177,6 +247,7 @@ class _ClassifierGuided:
     def at(self, x: Any, t: Any, level: Level) -> Any:
         m = self.denoiser.at(x, t, level)
         threshold = self.denoiser.threshold
+        checked_output("the denoiser's model(x, t)", m, x)
         eps = convert(m, x, factors(self.denoiser.predicts, "eps", level, threshold is not None), threshold)
         return eps - self.weight * level.sigma * _gradient(self.log_prob, x, t)
 
@@ -196,9 +267,20 @@ def classifier_guided(denoiser: Denoiser, log_prob: Callable[[Any, Any], Any], w
     ValueError
         Where weight is not finite.
     """
-    if not math.isfinite(weight):
-        raise ValueError(f"weight={weight!r} must be finite; 0 is no guidance")
+    denoiser = conditional(denoiser)
+    kind("denoiser", denoiser, Denoiser, "a deis.Denoiser, which says what it predicts,")
+    function("log_prob", log_prob, "x", "t")
+    weight = number("weight", weight, hint="0 is no guidance")
     return Denoiser(_ClassifierGuided(denoiser, log_prob, weight), denoiser.sde, "eps")
+
+
+def _total(found: Any, x: Any) -> Any:
+    if getattr(found, "shape", None) != x.shape[:1]:
+        raise ValueError(
+            f"log_prob(x, t) must return log-probabilities of shape {tuple(x.shape[:1])}, and returned "
+            + (f"shape {tuple(found.shape)}" if hasattr(found, "shape") else shown(found))
+        )
+    return found.sum()
 
 
 def _gradient(log_prob: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
@@ -207,9 +289,9 @@ def _gradient(log_prob: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
 
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            return torch.autograd.grad(log_prob(x, t).sum(), x)[0]
+            return torch.autograd.grad(_total(log_prob(x, t), x), x)[0]
     if is_jax(x):
         import jax
 
-        return jax.grad(lambda x: log_prob(x, t).sum())(x)
+        return jax.grad(lambda x: _total(log_prob(x, t), x))(x)
     raise TypeError(f"classifier guidance differentiates log_prob, which torch and JAX can, and x is a {type(x).__name__}")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import kind
 from ..plan import Plan
 from ..quadrature import Form
 from ..run import sample
 from ..sde import Schedule
+from .guidance import conditional
 from .predictions import Denoiser
 
 Array = NDArray[np.float64]
@@ -69,6 +71,9 @@ def measure_norm(plan: Plan, denoiser: Denoiser, x_T: Any, rng: Any = None) -> M
     ValueError
         For a plan of one step; or where the predictions of a time are all 0 or not finite.
     """
+    kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
+    denoiser = conditional(denoiser)
+    kind("denoiser", denoiser, Denoiser, "a deis.Denoiser, which says what it predicts,")
     if plan.num_step < 2:
         raise ValueError(f"plan has {plan.num_step} step; give one of at least 2, between which to interpolate")
     states = sample(plan, denoiser, x_T, trajectory=True, rng=rng)

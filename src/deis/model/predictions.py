@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..foreign import array_namespace, is_torch
+from ..arguments import check_state, function, number, one_of
+from ..foreign import array_namespace, call_unchanged, is_torch
 from ..plan import Plan
-from ..sde import Schedule
+from ..sde import Schedule, check_schedule
 
 
 class Level(NamedTuple):
@@ -32,10 +33,13 @@ _OUTPUTS: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
 }
 
 
-def _known(argument: str, name: str) -> str:
-    if name not in _OUTPUTS:
-        raise ValueError(f"{argument}={name!r} is unknown; the known ones are {', '.join(map(repr, _OUTPUTS))}")
-    return name
+def check_model(argument: str, model: Any) -> None:
+    """Raise TypeError unless a model can be called with (x, t), or tells itself by a method at(x, t, level)."""
+    at = getattr(model, "at", None)
+    if at is None:
+        function(argument, model, "x", "t")
+    else:
+        function(f"{argument}.at", at, "x", "t", "level")
 
 
 def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
@@ -65,7 +69,7 @@ def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tu
     ValueError
         For an unknown `predicts`, or where its output does not determine the plan's form at one of the plan's times.
     """
-    _known("predicts", predicts)
+    one_of("predicts", predicts, _OUTPUTS)
     rows: list[tuple[float, ...]] = []
     for row in plan.rows:
         try:
@@ -104,7 +108,12 @@ def _linear(m: Any, x: Any, c_x: Any, c_m: Any) -> Any:
 def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> Any:
     """Call a model, and tell it the noise level in numbers where it asks for that by a method `at(x, t, level)`."""
     at = getattr(model, "at", None)
-    return model(x, t) if at is None else at(x, t, level)
+    return call_model(model if at is None else lambda x, t: at(x, t, level), x, t)
+
+
+def call_model(model: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
+    """Call a model, and see that it leaves x and t as they are; see `deis.foreign.call_unchanged`."""
+    return call_unchanged(model, "the x or t of model(x, t)", x, t)
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,9 @@ class Denoiser:
     Raises
     ------
     ValueError
-        For an unknown `predicts`.
+        For an unknown `predicts`, or one that contradicts a model that says itself what it predicts, as a Denoiser does.
+    TypeError
+        Where the model cannot be called with (x, t), or sde is no schedule.
     """
 
     model: Callable[[Any, Any], Any]
@@ -136,21 +147,40 @@ class Denoiser:
     threshold: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        _known("predicts", self.predicts)
-        if not isinstance(self.sde, Schedule):
-            raise TypeError(f"sde must be a noise schedule such as deis.VPSDE.linear(), and is {self.sde!r}")
+        check_model("model", self.model)
+        check_schedule(self.sde)
+        one_of("predicts", self.predicts, _OUTPUTS)
+        if self.threshold is not None:
+            function("threshold", self.threshold, "x_0")
+        told = getattr(self.model, "predicts", self.predicts)
+        if isinstance(told, str) and told != self.predicts:
+            raise ValueError(f"predicts={self.predicts!r} contradicts the model, which predicts {told!r}; give predicts={told!r}")
+        if isinstance(self.model, Denoiser) and self.model.threshold not in (None, self.threshold):
+            raise ValueError("model is a Denoiser with a threshold, which would be dropped; use it itself, or give its threshold=")
 
     def __call__(self, x: Any, t: Any) -> Any:
         """Return the network's own output."""
-        return self.model(x, t)
+        return call_model(self.model, x, t)
 
     def at(self, x: Any, t: Any, level: Level) -> Any:
         """Return the network's own output at a noise level known in numbers; the executors call this."""
         return evaluate(self.model, x, t, level)
 
     def level(self, t: float) -> Level:
-        """Return the noise level at a time."""
-        return Level(float(t), float(self.sde.alpha(t)), float(self.sde.sigma(t)))
+        """Return the noise level at a time.
+
+        Raises
+        ------
+        ValueError
+            Where t is no number, or one at which the schedule has no noise level.
+        """
+        t = number("t", t)
+        with np.errstate(all="ignore"):
+            level = Level(t, float(self.sde.alpha(t)), float(self.sde.sigma(t)))
+        last = np.inf if self.sde.num_times is None else self.sde.num_times - 1
+        if not (np.isfinite(level).all() and min(0.0, self.sde.t_end) <= t <= last):
+            raise ValueError(f"t={t!r} leaves the schedule {self.sde.name}: it has no alpha and sigma there")
+        return level
 
     def predict(self, x: Any, t: float, target: str = "x0") -> Any:
         """Return the prediction at (x, t) as `target`, one of the five; thresholded.
@@ -169,12 +199,18 @@ class Denoiser:
         Raises
         ------
         ValueError
-            For an unknown target; and for the score at sigma = 0, where the noisy distribution has none, from a network that
+            For an unknown target; for a t below 0, beyond the schedule's start or NaN; and for the score at sigma = 0, where the noisy distribution has none, from a network that
             predicts anything else.
         """
-        _known("target", target)
+        one_of("target", target, _OUTPUTS)
         level = self.level(t)
-        m = self.at(x, times(x, level.t, self.sde.num_times), level)
+        if self.sde.num_times is None and level.t > self.sde.t_start:
+            raise ValueError(
+                f"t={level.t!r} lies beyond the schedule {self.sde.name}, which starts at {self.sde.t_start!r}; give a time within "
+                "it, or make the schedule with a greater sampling_T"
+            )
+        check_state("x", x)
+        m = checked_output("model(x, t)", self.at(x, times(x, level.t, self.sde.num_times), level), x)
         if target == self.predicts and self.threshold is None:
             return m
         k, a, b = _OUTPUTS[target](level.alpha, level.sigma)
@@ -192,6 +228,15 @@ class Denoiser:
             return _linear(m, x, *coefficients(predicts, target, level.alpha, level.sigma))
         except ZeroDivisionError:
             return 0 * x
+
+
+def checked_output(call: str, m: Any, x: Any) -> Any:
+    """Return what a model returned, checked to be an array like x."""
+    same = array_namespace(m) is array_namespace(x) and getattr(m, "shape", None) == x.shape
+    if not same:
+        got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"
+        raise ValueError(f"{call} returned {got} for x of shape {tuple(x.shape)}; it must return an array of the shape of x")
+    return m
 
 
 def times(x: Any, t: float, num_times: int | None) -> Any:
@@ -215,8 +260,8 @@ def edm_preconditioned(network: Callable[[Any, Any], Any], sigma_data: float = 0
     ValueError
         Where sigma_data is not positive.
     """
-    if not 0 < sigma_data < np.inf:
-        raise ValueError(f"sigma_data={sigma_data!r} must be positive: it is the standard deviation of the data")
+    function("network", network, "x", "c_noise")
+    sigma_data = number("sigma_data", sigma_data, above=0, hint="it is the standard deviation of the data")
 
     def model(x: Any, sigma: Any) -> Any:
         xp = array_namespace(x)

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
+from ..arguments import check_state, flag, function, kind
 from ..foreign import is_compiling, is_jax, is_torch
-from ..model.predictions import Denoiser, conversions, convert
+from ..model.predictions import Denoiser, check_model, conversions
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from ..sde import Schedule
@@ -84,8 +83,13 @@ def sample(
         its times, x_T has no batch axis or is not finite (with check_finite), or the model returns something else than an array of
         its shape.
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, and is {plan!r}")
+    kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
+    check_state("x_T", x_T)
+    check_model("model", model)
+    if callback is not None:
+        function("callback", callback, "i", "t", "x")
+    for argument, value in {"trajectory": trajectory, "progress": progress, "check_finite": check_finite, "grad": grad}.items():
+        flag(argument, value)
     if isinstance(model, Pretrained):
         model = model.conditional()
     if isinstance(model, Denoiser):
@@ -103,7 +107,7 @@ def sample(
             "numpy.random.Generator, like x_T"
         )
 
-    options = Options(lambda m, x, row: convert(m, x, row, threshold), factors, rng, trajectory, callback, progress, check_finite)
+    options = Options(factors, threshold, rng, trajectory, callback, progress, check_finite)
     if is_torch(x_T):
         from .torch import run_torch
 
@@ -112,8 +116,6 @@ def sample(
         from .jax import run_jax
 
         return run_jax(plan, model, x_T, options)
-    if isinstance(x_T, np.ndarray):
-        from .numpy import run_numpy
+    from .numpy import run_numpy
 
-        return run_numpy(plan, model, x_T, options)
-    raise TypeError(f"x_T must be a torch.Tensor, a jax.Array or a numpy.ndarray, and is a {type(x_T).__name__}")
+    return run_numpy(plan, model, x_T, options)

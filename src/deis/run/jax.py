@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..model.predictions import Level, evaluate
+from ..model.predictions import Level, convert, evaluate
 from ..plan import Plan
-from .options import Options, check_batch, check_output, not_finite, observer
+from .options import Options, check_output, not_finite, observer
 
 
 def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, options: Options) -> Array:
     """Run a plan on a JAX array, inside or outside of jit, vmap and grad; see `deis.sample`."""
-    check_batch(x_T, jnp.issubdtype(x_T.dtype, jnp.floating))
     carry_dtype = jnp.promote_types(x_T.dtype, jnp.float32)
     observe = observer(plan, replace(options, trajectory=False), [])
+    relay = None if observe is None else _Relay(observe)
     keys = _keys(options.rng, len(x_T)) if plan.stochastic else None
     same = len(set(options.factors)) == 1  # such as (0, 1), where the output is the prediction
 
@@ -29,7 +29,7 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
         level = Level(row["t"], row["alpha"], row["sigma"])
         m = evaluate(model, x_in, jnp.full(len(x_T), row["t"]), level)
         check_output(m, Array, x_in, 0, plan)  # the scan traces the model once, for all rows
-        p = options.convert(m.astype(carry_dtype), x, options.factors[0] if same else row["factors"])
+        p = convert(m.astype(carry_dtype), x, options.factors[0] if same else row["factors"], options.threshold)
         return p, jnp.isfinite(m).all()
 
     def step(carry: tuple[Array, Array, tuple[Array, ...]], row: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
@@ -44,19 +44,51 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
         if keys is not None:
             base = base + row["keep_z"] * _noise(keys, row["i"], x)
         x = combine(row["next_x"], base, row["next_p"], history)
-        if observe is not None:
-            jax.debug.callback(lambda i, x: observe(int(i), x), row["i"], x, ordered=True)
+        if relay is not None:
+            jax.debug.callback(relay, row["i"], x, ordered=True)
         return (x, base, history[: plan.window - 1]), out | ({"x": x} if options.trajectory else {})
 
     x = x_T.astype(carry_dtype)
     start = (x, x, (jnp.zeros_like(x),) * (plan.window - 1))
     rows = _rows(plan, carry_dtype) | {"factors": jnp.asarray(np.array(options.factors), dtype=carry_dtype)}
     (x_0, _, _), out = lax.scan(step, start, rows)
+    if relay is not None:
+        relay.finish(x_0)
     if options.check_finite:
         _raise_unless(out["finite"], plan)
     if options.trajectory:
         x_0 = jnp.concatenate([x[None], out["x"][np.flatnonzero(plan.accepts)]])
     return x_0.astype(x_T.dtype)
+
+
+class _Relay:
+    """Tells a listener on the host, and brings what it raises back to the caller, whom XLA would give an INTERNAL error or none.
+
+    Under jit nobody waits for the run, and the error is left to JAX.
+    """
+
+    def __init__(self, observe: Callable[[int, Any], None]) -> None:
+        self.observe = observe
+        self.traced = False
+        self.error: BaseException | None = None
+
+    def __call__(self, i: Any, x: Any) -> None:
+        if self.error is not None:
+            return
+        try:
+            self.observe(int(i), x)
+        except BaseException as error:
+            if self.traced:
+                raise
+            self.error = error
+
+    def finish(self, x_0: Array) -> None:
+        """Wait for the run, and raise what the listener raised."""
+        self.traced = isinstance(x_0, jax.core.Tracer)
+        if not self.traced:
+            jax.effects_barrier()
+        if self.error is not None:
+            raise self.error
 
 
 def combine(c_x: Array, x: Array, c_p: Array, history: tuple[Array, ...]) -> Array:

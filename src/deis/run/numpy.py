@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..machine import run_rows
-from ..model.predictions import evaluate
+from ..model.predictions import convert, evaluate
 from ..plan import Plan
-from .options import Options, check_batch, check_output, not_finite, observer, streams
+from .options import Options, check_output, not_finite, observer, streams
 
 Array = NDArray[Any]
 
 
 def run_numpy(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, options: Options) -> Array:
     """Run a plan on a NumPy array; see `deis.sample`."""
-    check_batch(x_T, np.issubdtype(x_T.dtype, np.floating))
     carry = np.promote_types(x_T.dtype, np.float32)
     times = [np.full(len(x_T), row.t, dtype=np.int64 if plan.discrete else carry) for row in plan.rows]
 
@@ -31,7 +30,8 @@ def run_numpy(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, op
         check_output(m, np.ndarray, x_in, i, plan)
         if options.check_finite and not np.isfinite(m).all():
             raise not_finite(i, plan)
-        return options.convert(m.astype(carry, copy=False), x, options.factors[i])
+        p = convert(m.astype(carry, copy=False), x, options.factors[i], options.threshold)
+        return p.copy() if np.may_share_memory(p, m) else p  # a buffer of the model's, which it may write again
 
     keep = [x_T.astype(carry, copy=False)]
     noise = _add_noise(options.rng, len(x_T)) if plan.stochastic else None

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import shown
+from ..foreign import call_unchanged
 from ..plan import Plan
 
 
@@ -15,10 +17,9 @@ from ..plan import Plan
 class Options:
     """How to run a plan; see `deis.sample`."""
 
-    convert: Callable[[Any, Any, Any], Any]
-    """(m, x, factors of the row) -> p: the network's output as a prediction of the plan's form."""
     factors: tuple[tuple[float, ...], ...]
-    """For each row, in float64; see `deis.model.predictions.conversions`."""
+    """For each row, in float64, what makes the network's output a prediction; see `deis.model.predictions.conversions`."""
+    threshold: Callable[[Any], Any] | None
     rng: Any
     trajectory: bool
     callback: Callable[[int, float, Any], Any] | None
@@ -42,7 +43,8 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
         if options.trajectory:
             keep.append(x)
         if options.callback is not None:
-            options.callback(step, float(plan.ts[step + 1]), x)
+            told = options.callback
+            call_unchanged(lambda x: told(step, float(plan.ts[step + 1]), x), "the x of callback(i, t, x)", x)
         if options.progress:
             bar = progress_bar(plan.method or "plan", "step", plan.num_step) if step == 0 else bar
             bar.update()
@@ -75,18 +77,10 @@ def streams(rng: Any, batch: int, kind: type[Any], spawn: Callable[[Any], list[A
         return spawn(rng)
     if not (isinstance(rng, Sequence) and all(isinstance(generator, kind) for generator in rng)):
         name = f"{kind.__module__}.{kind.__qualname__}"
-        raise TypeError(f"rng must be a {name} or a sequence of them, one a sample, for this x_T, and is {rng!r}")
+        raise TypeError(f"rng must be a {name} or a sequence of them, one a sample, for this x_T, and is {shown(rng)}")
     if len(rng) != batch:
         raise ValueError(f"rng must have one generator a sample: there are {len(rng)} for {batch} samples")
     return list(rng)
-
-
-def check_batch(x_T: Any, floating: bool) -> None:
-    """Raise unless x_T is a floating array with a batch axis."""
-    if not floating:
-        raise TypeError(f"x_T has dtype {x_T.dtype}; give noise of a floating dtype")
-    if x_T.ndim < 1:
-        raise ValueError("x_T has shape (); give it a batch axis, as in x_T[None]")
 
 
 def check_output(m: Any, kind: type[Any], x: Any, i: int, plan: Plan) -> None:

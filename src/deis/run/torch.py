@@ -9,14 +9,13 @@ import torch
 from torch import Generator, Tensor
 
 from ..machine import run_rows
-from ..model.predictions import evaluate
+from ..model.predictions import convert, evaluate
 from ..plan import Plan
-from .options import Options, check_batch, check_output, not_finite, observer, streams
+from .options import Options, check_output, not_finite, observer, streams
 
 
 def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, options: Options, grad: bool) -> Tensor:
     """Run a plan on a tensor, on its device; see `deis.sample`."""
-    check_batch(x_T, x_T.is_floating_point())
     carry = torch.promote_types(x_T.dtype, torch.float32)
     # One copy to the device for all steps.
     times = torch.tensor([row.t for row in plan.rows], dtype=torch.int64 if plan.discrete else carry, device=x_T.device)
@@ -31,7 +30,9 @@ def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor
         check_output(m, Tensor, x_in, i, plan)
         if options.check_finite and not bool(torch.isfinite(m).all()):
             raise not_finite(i, plan)
-        return options.convert(m.to(carry), x, options.factors[i])
+        p = convert(m.to(carry), x, options.factors[i], options.threshold)
+        # m may lie in a buffer that the model writes again, and so may what a threshold returns.
+        return p.clone() if p is m or options.threshold is not None else p
 
     with nullcontext() if grad else torch.no_grad():
         keep = [x_T.to(carry)]
