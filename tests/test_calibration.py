@@ -513,11 +513,16 @@ def test_a_family_is_fitted_and_interpolates(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other times"):
         deis.PlanFamily((1.0, 2.0), (family.plans[0], deis.make_plan(SDE, "tab2", nfe=4)))
     text = (tmp_path / "family.json").read_text()
+    document = json.loads(text)
     for broken in (
         text[:-40],
         "[]",
         "{}",
-        text.replace('"version": 1', '"version": 2', 1),
+        text.replace('"version": 2', '"version": 3', 1),
+        text.replace("1.5,", "1.25,", 1),
+        text.replace('"values"', '"about": "by hand",\n "values"', 1),
+        json.dumps(document | {"plans": document["plans"][::-1]}),
+        "[" * 100_000,
         text.replace('"keep_x"', '"keep_y"', 1),
     ):
         (tmp_path / "family.json").write_text(broken)
@@ -597,7 +602,7 @@ PLAN = deis.make_plan(SDE, nfe=3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stages": ("grid", "magic")}, "has the unknown 'magic'"),
+        ({"stages": ("grid", "magic")}, "stages='magic' is unknown"),
         ({"iterations": 0}, "iterations=0 must be"),
         ({"window": 1}, "window=1 is narrower"),
         ({"validation": 1.5}, "validation=1.5 must lie"),
@@ -605,14 +610,14 @@ PLAN = deis.make_plan(SDE, nfe=3)
         ({"batch": 0}, "batch=0 must be"),
         ({"samples": noise(5)}, "are too few for a table of 12 numbers"),
         ({"samples": noise(14)}, "14 samples of 6 numbers, 4 of them for validation, are too few"),
-        ({"samples": [1.0]}, "samples must be noise of shape"),
-        ({"samples": None}, "samples must be noise of shape"),
+        ({"samples": [1.0]}, "samples must be a torch.Tensor, a jax.Array or a numpy.ndarray, and is a list"),
+        ({"samples": None}, "samples must be a torch.Tensor, a jax.Array or a numpy.ndarray, and is a NoneType"),
         ({"model": lambda x, t: x}, "must be a deis.Denoiser"),
         ({"plan": deis.make_plan(deis.VPSDE.linear(0.2, 20), nfe=3)}, "whose alpha and sigma differ"),
         ({"plan": [PLAN, deis.make_plan(deis.VPSDE.linear(0.2, 20), nfe=3)]}, "whose alpha and sigma differ"),
         ({"plan": [PLAN, deis.make_plan(SDE, nfe=4)]}, r"plans of \[3, 4\] evaluations"),
-        ({"plan": [PLAN, "auto"]}, "plan must be a deis.Plan.* has 'auto'"),
-        ({"plan": "auto"}, "plan must be a deis.Plan.* has 'auto'"),
+        ({"plan": [PLAN, "auto"]}, "plan must be a deis.Plan.* is 'auto'"),
+        ({"plan": "auto"}, "plan must be a deis.Plan.* is 'auto'"),
         ({"plan": []}, "give at least one"),
         ({"plan": deis.make_plan(SDE, deis.adams(order=1), nfe=3)}, "is no registered name.*give method="),
         ({"method": "tab3"}, "builds another plan"),

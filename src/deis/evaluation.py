@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import function, kind, whole
 from .calibration.network import Model, Network, rmse
 from .calibration.teacher import dense_plan
 from .extras import needs
@@ -85,11 +86,25 @@ def evaluate(
     ValueError
         Where one of extractor and real comes without the other, perceptual without reference, or the samples are not finite.
     """
+    kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
+    for argument, fn, parameters in (
+        ("extractor", extractor, ("images",)),
+        ("perceptual", perceptual, ("images", "targets")),
+        ("decode", decode, ("x",)),
+    ):
+        if fn is not None:
+            function(argument, fn, *parameters)
+    kind("tag", tag, str, "a string,")
     if (extractor is None) != (real is None):
         raise ValueError("extractor and real belong together: give both, or neither")
     if perceptual is not None and reference is None:
         raise ValueError("perceptual needs reference, the converged solutions to compare with")
     network = Network(model, samples, condition, batch)
+    for argument, values in (("real", real), ("reference", reference)):
+        if values is not None:
+            kind(argument, values, np.ndarray, "a NumPy array,")
+    if reference is not None and (reference.ndim != samples.ndim or len(reference) > len(samples)):
+        raise ValueError(f"reference must be solutions of the first samples, and has shape {reference.shape}")
     kept = 0 if reference is None else len(reference)
     parts = [
         _batch(network, plan, extractor, decode, first, min(first + batch, len(samples)), kept, rng, folder, tag, progress)
@@ -178,8 +193,7 @@ def converged(model: Model, samples: Any, steps: int = 128, *, condition: Any = 
     ValueError
         For fewer than two steps.
     """
-    if steps < 2:
-        raise ValueError(f"steps={steps!r} must be at least 2")
+    steps = whole("steps", steps, 2)
     network = Network(model, samples, condition, batch)
     form = choose_form(network.sde, np.array([network.sde.t_start]))
     ends = []
@@ -223,7 +237,9 @@ def distances(fake: Array, real: Array) -> dict[str, float]:
         from torchmetrics.image.fid import FrechetInceptionDistance
         from torchmetrics.image.kid import KernelInceptionDistance
 
-    if min(len(fake), len(real)) < 5 or fake.shape[1:] != real.shape[1:]:
+    for argument, values in (("fake", fake), ("real", real)):
+        kind(argument, values, np.ndarray, "a NumPy array,")
+    if fake.ndim != 2 or real.ndim != 2 or min(len(fake), len(real)) < 5 or fake.shape[1:] != real.shape[1:]:
         raise ValueError(f"features of shapes {fake.shape} and {real.shape} cannot be compared: give (n, d), n at least 5")
 
     class Same(nn.Module):

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import replacing
+from .arguments import array, number, one_of, shown
+from .files import digest, parse, read, replacing
 from .machine import run_rows
-
-if TYPE_CHECKING:
-    from .sde import Schedule
+from .sde import Schedule, check_schedule
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -28,6 +25,9 @@ VERSION = 3
 _TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "keep_z": 1, "next_x": 1, "next_p": 2, "guess": 1}
 _FLAGS = ("accepts", "calls")
 _TEXTS = ("form", "method", "grid", "schedule", "fitted")
+
+
+_DEEPEST = 100
 
 
 class Row(NamedTuple):
@@ -128,12 +128,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in _TABLES:
-            array = np.array(getattr(self, name), dtype=np.float64)
-            self._freeze(name, np.zeros(len(self.keep_x)) if name in ("keep_z", "guess") and array.size == 0 else array)
+            self._freeze(name, array(name, getattr(self, name)))
+        for name in ("keep_z", "guess"):
+            if getattr(self, name).size == 0:
+                self._freeze(name, np.zeros(self.keep_x.shape))
         _check_shapes(self)
         moves = (self.keep_x != 1) | (self.keep_p != 0).any(axis=1) | (self.keep_z != 0)
         for name, default in (("accepts", moves), ("calls", np.ones_like(moves))):
-            flags = np.array(getattr(self, name))
+            flags = _flags(name, getattr(self, name))
             self._freeze(name, default if flags.size == 0 else flags)
         _check_flags(self)
         _check_times(self)
@@ -142,9 +144,9 @@ class Plan:
             _check_transport(self)
         object.__setattr__(self, "provenance", _json(self.provenance))
 
-    def _freeze(self, name: str, array: NDArray[Any]) -> None:
-        array.setflags(write=False)
-        object.__setattr__(self, name, array)
+    def _freeze(self, name: str, values: NDArray[Any]) -> None:
+        values.setflags(write=False)
+        object.__setattr__(self, name, values)
 
     @cached_property
     def nfe(self) -> int:
@@ -183,6 +185,8 @@ class Plan:
 
         `tolerance` is relative; other people's tables in float32 err by 1e-3 where sigma is small.
         """
+        check_schedule(sde)
+        tolerance = number("tolerance", tolerance, least=0)
         if sde.num_times is not None and not (self.t.min() >= 0 and self.t.max() <= sde.num_times - 1):
             return False
         with np.errstate(all="ignore"):
@@ -212,7 +216,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """Return what `save` writes, with its checksum."""
-        return {"format": FORMAT, "version": VERSION, "sha256": _digest(self._content), "plan": json.loads(self._content)}
+        return {"format": FORMAT, "version": VERSION, "sha256": digest(self._content), "plan": json.loads(self._content)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -223,9 +227,12 @@ class Plan:
         ValueError
             Where the file is truncated, is no plan, comes from a later version, or was changed after it was saved; it says
             which.
+        FileNotFoundError
+            Where there is none.
         """
+        data = read(path)
         try:
-            return cls.from_document(_parse(Path(path).read_bytes()))
+            return cls.from_document(parse(data))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r} is not a usable plan file: {error}") from None
 
@@ -249,12 +256,12 @@ load_plan = Plan.load
 
 def _check_shapes(plan: Plan) -> None:
     for name, ndim in _TABLES.items():
-        array = getattr(plan, name)
-        if array.ndim != ndim:
-            raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {array.shape}")
-        if not np.isfinite(array).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise ValueError(f"{name}{list(place)}={array[place].item()!r} must be finite")
+        values = getattr(plan, name)
+        if values.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {values.shape}")
+        if not np.isfinite(values).all():
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise ValueError(f"{name}{list(place)}={values[place].item()!r} must be finite")
     n, window = plan.keep_p.shape
     if n < 1 or window < 1:
         raise ValueError(f"keep_p must have at least one row and one column, and has shape {plan.keep_p.shape}")
@@ -264,13 +271,12 @@ def _check_shapes(plan: Plan) -> None:
             raise ValueError(
                 f"{name} must have shape {shape} beside keep_p of {plan.keep_p.shape}, and has {getattr(plan, name).shape}"
             )
-    if plan.form not in ("eps", "data"):
-        raise ValueError(f"form={plan.form!r} is unknown; the known ones are 'eps', 'data'")
+    one_of("form", plan.form, ("eps", "data"))
     if not isinstance(plan.discrete, bool):
-        raise ValueError(f"discrete={plan.discrete!r} must be True or False")
+        raise ValueError(f"discrete={shown(plan.discrete)} must be True or False")
     for name in _TEXTS:
         if not isinstance(getattr(plan, name), str):
-            raise ValueError(f"{name}={getattr(plan, name)!r} must be a string")
+            raise ValueError(f"{name}={shown(getattr(plan, name))} must be a string")
 
 
 def _check_flags(plan: Plan) -> None:
@@ -344,14 +350,27 @@ def _combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array,
 
 
 def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of what JSON can hold."""
+    """Return a copy of what JSON can hold, of a depth that no reader or writer trips over later."""
     try:
         copy = json.loads(json.dumps(provenance, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"provenance must hold what JSON can, and does not ({error})") from None
     if not isinstance(copy, dict):
-        raise ValueError(f"provenance={provenance!r} must be a mapping of names")
+        raise ValueError(f"provenance={shown(provenance)} must be a mapping of names")
+    level, depth = [copy], 0
+    while level:
+        level = [part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole)]
+        level, depth = [part for part in level if isinstance(part, dict | list)], depth + 1
+    if depth > _DEEPEST:
+        raise ValueError(f"provenance={shown(provenance)} is nested {depth} deep; at most {_DEEPEST} can be kept")
     return copy
+
+
+def _flags(name: str, values: Any) -> NDArray[Any]:
+    try:
+        return np.array(values)
+    except ValueError:  # rows of different lengths
+        raise TypeError(f"{name} must be an array of bool, and is {shown(values)}") from None
 
 
 # --- text --------------------------------------------------------------------------------------------------------------
@@ -385,28 +404,6 @@ def _describe(plan: Plan, most: int = 12) -> str:
 # --- files -------------------------------------------------------------------------------------------------------------
 
 
-def _digest(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"a name stands twice among {names}")
-    return dict(pairs)
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number that a plan may hold")
-
-
-def _parse(data: bytes) -> object:
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is truncated or no JSON ({error})") from None
-
-
 def _from_document(document: object) -> Plan:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
@@ -414,14 +411,14 @@ def _from_document(document: object) -> Plan:
     if type(version) is not int or version != VERSION:
         later = type(version) is int and version > VERSION
         raise ValueError(
-            f"its version is {version!r} and this library reads {VERSION}" + ("; upgrade deis-samplers" if later else "")
+            f"its version is {shown(version)} and this library reads {VERSION}" + ("; upgrade deis-samplers" if later else "")
         )
     content = document.get("plan")
     if not isinstance(content, dict) or set(document) != {"format", "version", "sha256", "plan"}:
-        raise ValueError(f"it must hold format, version, sha256 and plan, and holds {sorted(document)}")
+        raise ValueError(f"it must hold format, version, sha256 and plan, and holds {shown(sorted(map(str, document)))}")
     names = {field.name for field in fields(Plan)}
     if set(content) != names:
-        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {sorted(set(content) - names)}")
+        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {shown(sorted(map(str, set(content) - names)))}")
     for name, ndim in _TABLES.items():
         if not _is_table(content[name], ndim):
             raise ValueError(f"its {name} is not a table of numbers of {ndim} dimension(s)")
@@ -429,7 +426,7 @@ def _from_document(document: object) -> Plan:
         if not (isinstance(content[name], list) and all(type(flag) is bool for flag in content[name])):
             raise ValueError(f"its {name} is not a list of true and false")
     plan = Plan(**content)
-    if document["sha256"] != _digest(plan._content):
+    if document["sha256"] != digest(plan._content):
         raise ValueError("its numbers were changed after it was saved (the checksum differs); build the plan anew and save it")
     return plan
 

@@ -6,17 +6,17 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import replacing
+from ..arguments import array, function, number, shown
+from ..files import digest, parse, read, replacing
 from ..plan import Plan
 from .fit import calibrate
 from .network import Model
 
-FORMAT, VERSION = "deis.plan_family", 1
+FORMAT, VERSION = "deis.plan_family", 2
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,15 @@ class PlanFamily:
     plans: tuple[Plan, ...]
 
     def __post_init__(self) -> None:
-        if len(self.values) < 2 or len(self.plans) != len(self.values) or not (np.diff(self.values) > 0).all():
+        values = array("values", self.values)
+        if not isinstance(self.plans, tuple | list) or not all(isinstance(plan, Plan) for plan in self.plans):
+            raise TypeError(f"plans must be a tuple of deis.Plan, and is {shown(self.plans)}")
+        if values.shape != (len(self.plans),) or len(values) < 2 or not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
             raise ValueError(
-                f"values={self.values!r} must be two or more, increase, and have a plan each; there are {len(self.plans)}"
+                f"values={shown(self.values)} must be two or more, increase, and have a plan each; there are {len(self.plans)}"
             )
+        object.__setattr__(self, "values", tuple(values.tolist()))
+        object.__setattr__(self, "plans", tuple(self.plans))
         first = self.plans[0]
         for value, plan in zip(self.values, self.plans, strict=True):
             if not (np.array_equal(plan.t, first.t) and plan.form == first.form and np.array_equal(plan.accepts, first.accepts)):
@@ -56,6 +61,7 @@ class PlanFamily:
         ValueError
             Outside the values that were fitted.
         """
+        value = number("value", value)
         if not self.values[0] <= value <= self.values[-1]:
             raise ValueError(f"value={value!r} lies outside what was fitted, {self.values[0]!r} to {self.values[-1]!r}")
         right = int(np.clip(np.searchsorted(self.values, value), 1, len(self.values) - 1))
@@ -70,7 +76,8 @@ class PlanFamily:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the family as JSON; the file appears whole or not at all."""
-        document = {"format": FORMAT, "version": VERSION, "values": self.values, "plans": [plan.document() for plan in self.plans]}
+        content = {"values": list(self.values), "plans": [plan.document() for plan in self.plans]}
+        document = {"format": FORMAT, "version": VERSION, "sha256": _checksum(content), **content}
         with replacing(path) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -82,17 +89,32 @@ class PlanFamily:
         ------
         ValueError
             Where the file is truncated, is no family of plans, or was changed after it was saved; it says which.
+        FileNotFoundError
+            Where there is none.
         """
+        data = read(path)
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = parse(data)
             if not isinstance(document, dict) or (document.get("format"), document.get("version")) != (FORMAT, VERSION):
-                raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
-            values, plans = document.get("values"), document.get("plans")
+                raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}; fit the family anew and save it")
+            if set(document) != {"format", "version", "sha256", "values", "plans"}:
+                raise ValueError(f"it must hold format, version, sha256, values and plans, and holds {shown(sorted(document))}")
+            values, plans = document["values"], document["plans"]
+            if document["sha256"] != _checksum({"values": values, "plans": plans}):
+                raise ValueError("it was changed after it was saved (the checksum differs); fit the family anew and save it")
             if not (isinstance(values, list) and isinstance(plans, list) and all(type(value) in (int, float) for value in values)):
                 raise ValueError("its values and plans are not lists of numbers and plans")
-            return cls(tuple(map(float, values)), tuple(Plan.from_document(plan) for plan in plans))
-        except ValueError as error:
+            return cls(tuple(values), tuple(Plan.from_document(plan) for plan in plans))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)!r} is not a usable file of plans: {error}") from None
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return the checksum of all that a family holds: the values, the plans and the order of both."""
+    try:
+        return digest(json.dumps(content, sort_keys=True))
+    except RecursionError:
+        raise ValueError("it is nested too deep for a family of plans") from None
 
 
 _NUMBERS = ("keep_x", "keep_p", "next_x", "next_p")
@@ -120,7 +142,10 @@ def calibrate_family(
     samples, options
         As for `calibrate`, but a teacher: each value has its own.
     """
-    values = tuple(sorted(map(float, values)))
+    function("model_at", model_at, "value")
+    values = tuple(sorted(array("values", values).ravel().tolist()))
+    if len(set(values)) < 2:
+        raise ValueError(f"values={values!r} must be two different numbers or more")
     middle = len(values) // 2
     stages = options.pop("stages", ("grid", "least_squares", "gauss_newton"))
     later = [stage for stage in stages if stage != "grid"]

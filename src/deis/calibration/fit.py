@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import flag, function, kind, number, one_of, whole
 from ..methods import ANALYTICAL, get_method, make_plan
 from ..methods.adams import Builder
 from ..plan import Plan, load_plan
@@ -118,7 +119,11 @@ def calibrate(
         Where a batch does not fit the device.
     """
     plans = list(plan) if isinstance(plan, list | tuple) else [plan]
-    _check(stages, iterations, window, plans, loss)
+    _check(stages, iterations, steps, window, plans, loss)
+    validation = number("validation", validation)
+    flag("times", times)
+    flag("progress", progress)
+    stages = (stages,) if isinstance(stages, str) else stages
     with progress_bar(f"calibrating {plans[0].method}", "sample") if progress else nullcontext() as bar:
         began = time.perf_counter()
         if isinstance(teacher, Teacher):
@@ -291,6 +296,7 @@ def calibration_report(plan: Plan) -> str:
     ValueError
         For a plan that was not calibrated.
     """
+    kind("plan", plan, Plan, "a deis.Plan, as deis.calibrate returns,")
     if "stages" not in plan.provenance:
         raise ValueError(f"plan {plan.method!r} was not calibrated; deis.calibrate does that")
     about = plan.provenance
@@ -368,22 +374,21 @@ def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Buil
     raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
 
 
-def _check(stages: Sequence[str], iterations: int, window: int | None, plans: Sequence[Plan], loss: Loss) -> None:
-    if not callable(loss) and loss not in LOSSES:
-        raise ValueError(
-            f"loss={loss!r} is unknown; the known ones are {', '.join(map(repr, LOSSES))}, or a function (x_0, target)"
-        )
-    for name in stages:
-        if name not in STAGES:
-            raise ValueError(
-                f"stages={tuple(stages)!r} has the unknown {name!r}; the known ones are {', '.join(map(repr, STAGES))}"
-            )
-    for argument, number in (("iterations", iterations), ("window", window)):
-        if number is not None and (isinstance(number, bool) or int(number) != number or number < 1):
-            raise ValueError(f"{argument}={number!r} must be a whole number of at least 1")
+def _check(
+    stages: Sequence[str], iterations: int, steps: int, window: int | None, plans: Sequence[Plan], loss: Loss
+) -> None:
+    if callable(loss):
+        function("loss", loss, "x_0", "target")
+    else:
+        one_of("loss", loss, LOSSES, ", or a function (x_0, target)")
+    kind("stages", stages, Sequence, "a sequence of names,")
+    for name in (stages,) if isinstance(stages, str) else stages:
+        one_of("stages", name, STAGES)
+    for argument, value in (("iterations", iterations), ("steps", steps), ("window", window)):
+        if value is not None:
+            whole(argument, value)
     for plan in plans:
-        if not isinstance(plan, Plan):
-            raise TypeError(f"plan must be a deis.Plan, as deis.make_plan returns, or several, and has {plan!r}")
+        kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns, or several,")
         Table.of(plan)  # refuses what cannot be fitted
     if len({plan.nfe for plan in plans}) != 1:
         raise ValueError(f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all of as many")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import check_state, function, shown, whole
 from ..foreign import is_jax, is_torch, like, no_grad, to_numpy
 from ..model.predictions import Denoiser, Level, convert, factors, times
 from ..model.pretrained import Pretrained
@@ -44,14 +45,16 @@ class Network:
     _calls: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch, bool) or int(self.batch) != self.batch or self.batch < 1:
-            raise ValueError(f"batch={self.batch!r} must be a whole number of at least 1")
-        if not (is_torch(self.x_T) or is_jax(self.x_T) or isinstance(self.x_T, np.ndarray)) or self.x_T.ndim < 2:
-            raise TypeError(
-                f"samples must be noise of shape (N, ...): a torch.Tensor, jax.Array or numpy.ndarray, and is {self.x_T!r}"
-            )
-        if self.condition is not None and len(self.condition) != len(self.x_T):
-            raise ValueError(f"condition has {len(self.condition)} entries for {len(self.x_T)} samples; give one a sample")
+        self.batch = whole("batch", self.batch)
+        check_state("samples", self.x_T)
+        if self.x_T.ndim < 2 or 0 in self.x_T.shape:
+            raise ValueError(f"samples must be noise of shape (N, ...), and has shape {tuple(self.x_T.shape)}")
+        if self.condition is not None:
+            function("model, where there is a condition,", self.model, "condition")
+            if not hasattr(self.condition, "__len__"):
+                raise TypeError(f"condition must be an array or a sequence, one entry a sample, and is {shown(self.condition)}")
+            if len(self.condition) != len(self.x_T):
+                raise ValueError(f"condition has {len(self.condition)} entries for {len(self.x_T)} samples; give one a sample")
         self.sde: Schedule = self.denoiser(0, min(self.batch, len(self.x_T))).sde
 
     def denoiser(self, first: int, last: int) -> Denoiser:
@@ -61,7 +64,7 @@ class Network:
         model = model.conditional() if isinstance(model, Pretrained) else model
         if not isinstance(model, Denoiser):
             wanted = "model" if self.condition is None else "model(condition)"
-            raise TypeError(f"{wanted} must be a deis.Denoiser, as deis.Denoiser(model, sde, predicts='eps'), and is {model!r}")
+            raise TypeError(f"{wanted} must be a deis.Denoiser, as deis.Denoiser(model, sde, predicts='eps'), and is {shown(model)}")
         return model
 
     @property
