@@ -138,6 +138,8 @@ def function(argument: str, value: Any, *parameters: str) -> None:
     try:
         signature = inspect.signature(_called(value), follow_wrapped=False)
     except (TypeError, ValueError):  # a builtin that has none
+        if isinstance(value, type):
+            raise TypeError(f"{wanted}, and is the class {shown(value)}") from None
         return
     try:
         signature.bind(*parameters)
@@ -184,7 +186,7 @@ def check_state(argument: str, x: Any) -> None:
     TypeError
         Where it is no array of torch, JAX or NumPy, or of another dtype.
     ValueError
-        Where it has no batch axis.
+        Where it has no batch axis, or no samples.
     """
     if not (is_torch(x) or is_jax(x) or isinstance(x, np.ndarray)):
         raise TypeError(f"{argument} must be a torch.Tensor, a jax.Array or a numpy.ndarray, and is a {type(x).__name__}")
@@ -192,6 +194,8 @@ def check_state(argument: str, x: Any) -> None:
         raise TypeError(f"{argument} has dtype {x.dtype}; give an array of a floating dtype")
     if x.ndim < 1:
         raise ValueError(f"{argument} has shape (); give it a batch axis, as in {argument}[None]")
+    if 0 in x.shape:
+        raise ValueError(f"{argument} has shape {tuple(x.shape)}, without a single number; give at least one sample")
 
 
 def is_floating(x: Any) -> bool:

@@ -103,7 +103,7 @@ def evaluate(
     for argument, values in (("real", real), ("reference", reference)):
         if values is not None:
             kind(argument, values, np.ndarray, "a NumPy array,")
-    if reference is not None and (reference.ndim != samples.ndim or len(reference) > len(samples)):
+    if reference is not None and (reference.shape[1:] != tuple(samples.shape[1:]) or len(reference) > len(samples)):
         raise ValueError(f"reference must be solutions of the first samples, and has shape {reference.shape}")
     kept = 0 if reference is None else len(reference)
     parts = [

@@ -13,7 +13,7 @@ import numpy as np
 from ..arguments import array, function, number, shown
 from ..files import digest, parse, read, replacing
 from ..plan import Plan
-from .fit import calibrate
+from .fit import calibrate, checked_stages
 from .network import Model
 
 FORMAT, VERSION = "deis.plan_family", 2
@@ -147,7 +147,7 @@ def calibrate_family(
     if len(set(values)) < 2:
         raise ValueError(f"values={values!r} must be two different numbers or more")
     middle = len(values) // 2
-    stages = options.pop("stages", ("grid", "least_squares", "gauss_newton"))
+    stages = checked_stages(options.pop("stages", ("grid", "least_squares", "gauss_newton")))
     later = [stage for stage in stages if stage != "grid"]
     plans = {middle: calibrate(plan, model_at(values[middle]), samples, stages=stages, **options)}
     for k in (*range(middle + 1, len(values)), *range(middle - 1, -1, -1)):

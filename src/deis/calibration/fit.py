@@ -118,12 +118,14 @@ def calibrate(
     MemoryError
         Where a batch does not fit the device.
     """
+    stages = checked_stages(stages)
+    if not isinstance(teacher, Teacher | None):
+        whole("teacher", teacher)
     plans = list(plan) if isinstance(plan, list | tuple) else [plan]
-    _check(stages, iterations, steps, window, plans, loss)
+    _check(iterations, steps, window, plans, loss)
     validation = number("validation", validation)
     flag("times", times)
     flag("progress", progress)
-    stages = (stages,) if isinstance(stages, str) else stages
     with progress_bar(f"calibrating {plans[0].method}", "sample") if progress else nullcontext() as bar:
         began = time.perf_counter()
         if isinstance(teacher, Teacher):
@@ -359,9 +361,13 @@ def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Buil
     ValueError
         Where the method that was given builds another plan.
     """
+    if method is not None and not isinstance(method, str):
+        function("method, where it is no name,", method, "schedule", "ts", "grid")
     try:
         build = method if callable(method) else get_method(plan.method.removesuffix(ANALYTICAL) if method is None else method)
-        again = Table.of(build(teacher.sde, plan.ts, ""))
+        rebuilt = build(teacher.sde, plan.ts, "")
+        kind("the result of method", rebuilt, Plan, "a deis.Plan,")
+        again = Table.of(rebuilt)
     except ValueError:
         if method is None:
             return None
@@ -374,16 +380,17 @@ def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Buil
     raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
 
 
-def _check(
-    stages: Sequence[str], iterations: int, steps: int, window: int | None, plans: Sequence[Plan], loss: Loss
-) -> None:
+def checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of stages, or raise where they are none."""
+    kind("stages", stages, Sequence, "a sequence of names,")
+    return tuple(one_of("stages", name, STAGES) for name in ((stages,) if isinstance(stages, str) else stages))
+
+
+def _check(iterations: int, steps: int, window: int | None, plans: Sequence[Plan], loss: Loss) -> None:
     if callable(loss):
         function("loss", loss, "x_0", "target")
     else:
         one_of("loss", loss, LOSSES, ", or a function (x_0, target)")
-    kind("stages", stages, Sequence, "a sequence of names,")
-    for name in (stages,) if isinstance(stages, str) else stages:
-        one_of("stages", name, STAGES)
     for argument, value in (("iterations", iterations), ("steps", steps), ("window", window)):
         if value is not None:
             whole(argument, value)

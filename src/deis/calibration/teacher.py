@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from ..arguments import number, whole
 from ..files import replacing
 from ..grids import times_of_levels
 from ..machine import run_rows
@@ -169,8 +170,8 @@ def make_teacher(
     MemoryError
         Where a batch does not fit the device.
     """
-    if steps is not None and (isinstance(steps, bool) or steps != int(steps) or steps < 2):
-        raise ValueError(f"steps={steps!r} must be a whole number of at least 2: half as many tell whether the end stands still")
+    # Half as many steps tell whether the end stands still.
+    steps, tol = None if steps is None else whole("steps", steps, 2), number("tol", tol, above=0)
     network = Network(model, samples, condition, batch, progress)
     few = Network(model, samples[:FEW], None if condition is None else condition[:FEW], batch, progress)
     x_T = network.numpy()

@@ -133,5 +133,6 @@ def _analytical_first_step(plan: Plan, c: float) -> Plan:
     alpha, sigma = plan.alpha[i], plan.sigma[i]
     calls, guess = plan.calls.copy(), plan.guess.copy()
     calls[i] = False
-    guess[i] = (sigma if plan.form == "eps" else alpha * c**2) / (alpha**2 * c**2 + sigma**2)
+    with np.errstate(over="ignore"):  # the limits of a great and of a small c are right
+        guess[i] = sigma / (np.square(alpha * c) + sigma**2) if plan.form == "eps" else alpha / (alpha**2 + np.square(sigma / c))
     return replace(plan, calls=calls, guess=guess, method=plan.method + ANALYTICAL)

@@ -82,6 +82,8 @@ def adams(
     tau = tau if callable(tau) else check_tau(tau)
     if form == "eps" and tau != 0:
         raise ValueError(f"tau={tau!r} needs form='data': eps is no smooth function of time where noise is added")
+    if not isinstance(name, str | None):
+        raise ValueError(f"name={shown(name)} must be a string")
     label = name or f"adams({form!r}, {clock if isinstance(clock, str) else 'custom clock'!r}, {order}, {corrector})"
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
