@@ -164,3 +164,108 @@ def call_oddly(odd: tuple[str, dict[str, int]]) -> None:
     function, valid = VALID[name]
     with np.errstate(all="ignore"):
         accepted(lambda: function(**(valid | {argument: JUNK[place] for argument, place in junk.items()})))
+
+
+# --- valid combinations ------------------------------------------------------------------------------------------------
+
+STD, MEAN = 0.5, 0.3
+BETAS = np.linspace(1e-4, 0.02, 1000)
+SCHEDULES: dict[str, deis.Schedule] = {
+    "linear": SDE,
+    "cosine": deis.VPSDE.cosine(),
+    "own functions": deis.VPSDE(lambda t: np.exp(-5 * t**2), lambda a: np.sqrt(-np.log(a) / 5)),
+    "discrete": deis.VPSDE.discrete(np.cumprod(1 - BETAS)),
+    "sub-VP": deis.SubVPSDE.linear(),
+    "VE": deis.VESDE(),
+    "EDM": deis.EDM(),
+    "EDM to 0": deis.EDM(sampling_eps=0.0),
+    "flow": deis.FlowMatching(),
+    "shifted flow": deis.FlowMatching(shift=3.0),
+}
+NAMES = [
+    "auto", "ddim", "tab0", "tab1", "tab2", "tab3", "tab4", "rhoab1", "rhoab3", "lms2", "lms4", "ipndm", "ipndm2", "ipndm3",
+    "deis_abm", "deis_abm1", "deis_abm3", "dpm_solver_2m", "dpm_solver_3m", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_published",
+    "dpmpp_3m_published", "unipc1", "unipc2", "unipc3", "unipc2_bh1", "unipc2_bh2", "unipc3_bh1", "unipc3_bh2", "edm_heun",
+    "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", *(f"rhork_{name}" for name in deis.TABLEAUX),
+    "ancestral", "sde_dpmpp_2m", "sde_dpmpp_2m_published", "sa_solver",
+]  # fmt: skip
+CLOCKS = ["t", "rho", "log_rho", "sqrt_t", "vp_t", "arctan_rho"]
+
+
+@st.composite
+def combinations(draw: st.DrawFn) -> dict[str, Any]:
+    """The arguments of a plan, and how to sample it."""
+    method: Any = draw(st.sampled_from(NAMES))
+    options: dict[str, Any] = {}
+    if draw(st.booleans()):
+        method = "adams"
+        options = {
+            "form": draw(st.sampled_from([None, "eps", "data"])),
+            "clock": draw(st.sampled_from(CLOCKS)),
+            "order": draw(st.integers(0, 4)),
+            "corrector": draw(st.none() | st.integers(0, 4)),
+            "lower_order_final": draw(st.booleans()),
+            "tau": draw(st.sampled_from([0.0, 0.0, 0.0, 0.3, 1.0, 3.0])),
+        }
+    grid: dict[str, Any] = {}
+    if draw(st.booleans()):
+        grid = {"ts_phase": draw(st.sampled_from(["t", "rho", "log", "vp_t"])), "ts_order": draw(st.floats(0.8, 8.0))}
+    budget = draw(st.sampled_from(["num_step", "nfe"]))
+    return {
+        "sde": draw(st.sampled_from(sorted(SCHEDULES))),
+        "method": method,
+        "options": options,
+        "grid": grid | {budget: draw(st.integers(1, 80))},
+        "afs": draw(st.booleans()),
+        "predicts": draw(st.sampled_from(["eps", "x0", "v", "score", "flow"])),
+        "backend": draw(st.sampled_from(["numpy", "numpy", "numpy", "torch"])),
+    }
+
+
+def as_predicted(sde: deis.Schedule, predicts: str, mean: float) -> Callable[[Any, Any], Any]:
+    """The exact network of Gaussian data in any prediction: of x = alpha x_0 + sigma eps, E[x_0 | x] and E[eps | x] combined."""
+
+    def model(x: Any, t: Any) -> Any:
+        values = np.asarray(t, dtype=np.float64)[:, None]
+        alpha, sigma = sde.alpha(values), sde.sigma(values)
+        centred = (np.asarray(x) - alpha * mean) / ((alpha * STD) ** 2 + sigma**2)
+        x_0, eps = mean + alpha * STD**2 * centred, sigma * centred
+        with np.errstate(all="ignore"):
+            found = {"eps": eps, "x0": x_0, "v": alpha * eps - sigma * x_0, "score": -centred, "flow": eps - x_0}[predicts]
+        return torch.from_numpy(found) if isinstance(x, torch.Tensor) else found
+
+    return model
+
+
+def first_order_error(plan: deis.Plan) -> tuple[float, float]:
+    """The error of DDIM's deviation on the plan's times and with its noise, for data of deviation STD; and the greatest step.
+
+    With y = (x - alpha MEAN) / sqrt(alpha^2 STD^2 + sigma^2) the exact solution keeps y, or with noise its variance of 1. x_0 is the
+    cosine of the angle arctan(rho / STD), and eps its sine. A step of DDIM that keeps the share q of eps and draws the rest anew is
+
+        y' = (cos cos' + q sin sin') y + sin' sqrt(1 - q^2) z,
+
+    cos(angle - angle') y where there is no noise. What each step adds to the variance, or takes from it, is summed without its sign.
+    """
+    rows = np.append(0, np.flatnonzero(plan.accepts) + 1)
+    angle = np.arctan2(plan.sigma[rows], STD * plan.alpha[rows])
+    before, after = angle[:-1], angle[1:]
+    renewed = np.minimum(plan.keep_z[plan.accepts] / np.maximum(plan.sigma[rows[1:]], 1e-300), 1)
+    kept = np.cos(before) * np.cos(after) + np.sqrt(1 - renewed**2) * np.sin(before) * np.sin(after)
+    error = np.abs(kept**2 + (np.sin(after) * renewed) ** 2 - 1).sum() / 2
+    return float(error), float((before - after).max())
+
+
+def deviation_of_law(plan: deis.Plan) -> float:
+    """The deviation of y at the end of a plan, exactly: each state as coefficients on the first noise and on each one added."""
+    spread = np.hypot(plan.alpha * STD, plan.sigma)
+    n = len(plan.rows)
+    x = base = spread[0] * np.eye(n + 1)[0]
+    history: list[np.ndarray] = []
+    for i in range(n):
+        share = plan.sigma[i] if plan.form == "eps" else plan.alpha[i] * STD**2
+        history = [x * (share / spread[i] ** 2 if plan.calls[i] else plan.guess[i]), *history]
+        base = plan.keep_x[i] * base + sum(c * p for c, p in zip(plan.keep_p[i], history, strict=False))
+        base = base + plan.keep_z[i] * np.eye(n + 1)[i + 1]
+        x = plan.next_x[i] * base + sum(c * p for c, p in zip(plan.next_p[i], history, strict=False))
+    return float(np.linalg.norm(x) / spread[-1])

@@ -13,6 +13,7 @@ from ..grids import vp_time
 from ..plan import Plan
 from ..quadrature import Clock, Form, Norm, lagrange_integrals
 from ..sde import Schedule
+from .noise import check_noise
 
 Array = NDArray[np.float64]
 Builder = Callable[[Schedule, Array, str], Plan]
@@ -98,7 +99,8 @@ def adams(
             known = step_degrees(schedule, ts, corrector, u, chosen, ahead=True)
             c_c = adams_weights(schedule, ts, known, u, chosen, tau=rate, norm=c, ahead=True)
         psi, keep_z = transport(schedule, ts, chosen, rate)
-        return multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=source(norm))
+        plan = multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=source(norm))
+        return check_noise(plan, "the function given" if callable(tau) else repr(tau))
 
     return build
 

@@ -27,6 +27,7 @@ from .adams import (
     step_degrees,
     transport,
 )
+from .noise import check_noise
 
 
 def first_order(schedule: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
@@ -73,7 +74,8 @@ def dpmpp_multistep(
             c_p[i, : degree + 1] = c_0[i] * _dpmpp_weights(h[i], h[i - degree : i][::-1] / h[i])
         c_p = normed(schedule, ts, form, c_p, norm)
         keep_z = transport(schedule, ts, form, tau)[1]
-        return multistep_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=source(norm))
+        plan = multistep_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=source(norm))
+        return check_noise(plan, repr(tau))
 
     return build
 
