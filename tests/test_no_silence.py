@@ -5,9 +5,10 @@ from __future__ import annotations
 import dis
 import inspect
 import json
-import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,8 +22,10 @@ from hypothesis import strategies as st
 import deis
 from deis.evaluation import converged, evaluate
 
-from .oracle import gaussian
+from .oracle import two_modes
 
+FEW = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 PACKAGE = str(Path(inspect.getfile(deis)).parent)
 SDE = deis.VPSDE.linear()
 PLAN = deis.make_plan(SDE, "tab2", 4)
@@ -64,7 +67,7 @@ def conditioned(x: Any, t: Any, condition: Any) -> Any:
 
 
 def denoiser() -> deis.Denoiser:
-    return deis.Denoiser(gaussian(SDE)[0], SDE)
+    return deis.Denoiser(two_modes(SDE)[0], SDE)
 
 
 JUNK: tuple[Any, ...] = (
@@ -135,14 +138,16 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "classifier_guided": (deis.classifier_guided, {"denoiser": denoiser(), "log_prob": lambda x, t: -x, "weight": 1.0}),
     "classifier_guided, sampled": (lambda **options: deis.sample(PLAN, deis.classifier_guided(**options), torch.ones(4, 3)),
                                    {"denoiser": deis.Denoiser(eps, SDE), "log_prob": lambda x, t: -x.sum(1)}),
+    "cut_plan": (deis.cut_plan, {"plan": PLAN, "sde": SDE, "start": 0.5, "end": None}),
+    "load_model": (deis.load_model, {"spec": "/nowhere", "backend": "torch", "device": None, "dtype": "float32"}),
     "measure_norm": (deis.measure_norm, {"plan": PLAN, "denoiser": deis.Denoiser(eps, SDE), "x_T": X_T, "rng": None}),
     "make_teacher": (deis.make_teacher, {"model": denoiser(), "samples": X_T, "condition": None, "steps": 8, "batch": 4, "tol": 1e-2}),
-    "calibrate": (deis.calibrate, {"plan": deis.make_plan(SDE, "tab2", 2), "model": denoiser(), "samples": np.tile(X_T, (4, 1)),
+    "calibrate": (deis.calibrate, {"plan": deis.make_plan(SDE, "tab2", 2), "model": denoiser(), "samples": np.tile(X_T, (12, 1)),
                                    "condition": None, "teacher": 64, "stages": ("least_squares",), "validation": 0.25,
                                    "method": None, "window": None, "times": True, "iterations": 1, "loss": "robust", "steps": 2,
                                    "batch": 64}),
     "calibrate_family": (deis.calibrate_family, {"plan": deis.make_plan(SDE, "tab2", 2), "model_at": lambda value: denoiser(),
-                                                 "values": (1.0, 2.0), "samples": np.tile(X_T, (4, 1)), "teacher": 64,
+                                                 "values": (1.0, 2.0), "samples": np.tile(X_T, (12, 1)), "teacher": 256,
                                                  "stages": ("least_squares",)}),
     "calibration_report": (deis.calibration_report, {"plan": PLAN}),
     "evaluate": (evaluate, {"plan": PLAN, "model": denoiser(), "samples": X_T, "condition": None, "extractor": None, "real": None,
@@ -164,6 +169,70 @@ def call_oddly(odd: tuple[str, dict[str, int]]) -> None:
     function, valid = VALID[name]
     with np.errstate(all="ignore"):
         accepted(lambda: function(**(valid | {argument: JUNK[place] for argument, place in junk.items()})))
+
+
+
+@FEW
+@given(odd_calls())
+def test_odd_arguments_are_taken_or_refused_by_name(odd: tuple[str, dict[str, int]]) -> None:
+    call_oddly(odd)
+
+
+@pytest.mark.slow
+@MANY
+@given(odd_calls())
+def test_very_many_odd_arguments_are_taken_or_refused_by_name(odd: tuple[str, dict[str, int]]) -> None:
+    call_oddly(odd)
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_every_argument_takes_or_refuses_every_kind_of_junk(name: str) -> None:
+    for argument in VALID[name][1]:
+        for place in range(len(JUNK)):
+            call_oddly((name, {argument: place}))
+
+
+def test_the_calls_that_are_made_odd_are_valid_as_they_are() -> None:
+    missing = {"load_plan", "PlanFamily.load", "load_model", "calibration_report"}
+    assert {name for name, (function, valid) in VALID.items() if not accepted(lambda: function(**valid))} == missing
+
+
+def test_errors_of_numpy_and_of_python_are_not_ours() -> None:
+    """The judge of the tests above, judged."""
+
+    def from_numpy(sde: Any, ts: Any, grid: Any) -> Any:
+        return np.zeros(2) + np.zeros(3)
+
+    for foreign in (lambda: deis.make_plan(SDE, from_numpy, 3), lambda: PLAN.matches(), lambda: float("x")):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            foreign()
+        assert not is_ours(caught.value)
+    with pytest.raises(ValueError, match="num_step") as caught:
+        deis.make_plan(SDE, "tab2", 0)
+    assert is_ours(caught.value)
+
+
+@pytest.mark.parametrize("Error", [TypeError, ValueError, KeyError])
+def test_an_error_of_the_models_own_comes_through_as_it_is(Error: type[Exception]) -> None:
+    mine = Error("mine")
+
+    def fails(*arguments: Any) -> Any:
+        raise mine
+
+    model = denoiser()
+    for call in (
+        lambda: deis.sample(PLAN, fails, X_T),
+        lambda: deis.sample(PLAN, deis.guided(eps, fails, 2.0), X_T),
+        lambda: deis.sample(PLAN, deis.Denoiser(eps, SDE, threshold=fails), X_T),
+        lambda: deis.sample(PLAN, eps, X_T, callback=fails),
+        lambda: deis.make_plan(SDE, deis.adams(norm=fails), 3),
+        lambda: deis.make_plan(SDE, "sa_solver", 3, tau=fails),
+        lambda: deis.calibrate(PLAN, deis.Denoiser(fails, SDE), X_T),
+        lambda: evaluate(PLAN, model, X_T, extractor=fails, real=np.ones((5, 2))),
+    ):
+        with pytest.raises(Error) as caught:
+            call()
+        assert caught.value is mine
 
 
 # --- valid combinations ------------------------------------------------------------------------------------------------
@@ -237,23 +306,37 @@ def as_predicted(sde: deis.Schedule, predicts: str, mean: float) -> Callable[[An
     return model
 
 
-def first_order_error(plan: deis.Plan) -> tuple[float, float]:
-    """The error of DDIM's deviation on the plan's times and with its noise, for data of deviation STD; and the greatest step.
+def allowed(plan: deis.Plan) -> float | None:
+    """The error of the deviation that a method may have on the plan's times and with its noise; None where they are too coarse to say.
 
     With y = (x - alpha MEAN) / sqrt(alpha^2 STD^2 + sigma^2) the exact solution keeps y, or with noise its variance of 1. x_0 is the
     cosine of the angle arctan(rho / STD), and eps its sine. A step of DDIM that keeps the share q of eps and draws the rest anew is
 
         y' = (cos cos' + q sin sin') y + sin' sqrt(1 - q^2) z,
 
-    cos(angle - angle') y where there is no noise. What each step adds to the variance, or takes from it, is summed without its sign.
+    cos(angle - angle') y where there is no noise. What it adds to the variance, or takes from it, is one part; without its sign, so
+    that nothing cancels. A polynomial through predictions errs by a few times their change over the step, times the weight that the
+    step gives a constant: cos' (tan - tan') of eps = sin y, and cos' - q sin' cot of x_0 = cos y. That is the other part. Both say
+    nothing of steps that are long (0.3 is a fifth of all the way) or several times as long as the one before, in log rho, nor of
+    plans of which the start, with fewer predictions than the polynomial wants, is a third.
     """
     rows = np.append(0, np.flatnonzero(plan.accepts) + 1)
     angle = np.arctan2(plan.sigma[rows], STD * plan.alpha[rows])
     before, after = angle[:-1], angle[1:]
+    with np.errstate(divide="ignore"):
+        log_rho = np.log(plan.sigma[rows]) - np.log(plan.alpha[rows])
+    step = -np.diff(log_rho[np.isfinite(log_rho)])
+    if (before - after).max() > 0.3 or (step[1:] > 3 * step[:-1]).any() or plan.num_step < 3 * plan.window:
+        return None
     renewed = np.minimum(plan.keep_z[plan.accepts] / np.maximum(plan.sigma[rows[1:]], 1e-300), 1)
-    kept = np.cos(before) * np.cos(after) + np.sqrt(1 - renewed**2) * np.sin(before) * np.sin(after)
-    error = np.abs(kept**2 + (np.sin(after) * renewed) ** 2 - 1).sum() / 2
-    return float(error), float((before - after).max())
+    q = np.sqrt(1 - renewed**2)
+    kept = np.cos(before) * np.cos(after) + q * np.sin(before) * np.sin(after)
+    of_first_order = np.abs(kept**2 + (np.sin(after) * renewed) ** 2 - 1).sum() / 2
+    if plan.form == "eps":
+        weight, change = np.cos(after) * (np.tan(before) - np.tan(after)), np.sin(before) - np.sin(after)
+    else:
+        weight, change = np.cos(after) - q * np.sin(after) / np.tan(before), np.cos(after) - np.cos(before)
+    return float(of_first_order + 2 * np.abs(weight * change).sum())
 
 
 def deviation_of_law(plan: deis.Plan) -> float:
@@ -269,3 +352,359 @@ def deviation_of_law(plan: deis.Plan) -> float:
         base = base + plan.keep_z[i] * np.eye(n + 1)[i + 1]
         x = plan.next_x[i] * base + sum(c * p for c, p in zip(plan.next_p[i], history, strict=False))
     return float(np.linalg.norm(x) / spread[-1])
+
+
+def run_combination(c: dict[str, Any]) -> None:
+    """Check that a combination is refused, or warned of, or finite and as right as its times allow."""
+    sde, mean = SCHEDULES[c["sde"]], 0.0 if c["afs"] else MEAN  # the analytical first step is that of centred data
+    spread_T, spread = (float(np.hypot(sde.alpha(t) * STD, sde.sigma(t))) for t in (sde.t_start, sde.t_end))
+    y = np.array([[1.0], [-2.0]])
+    x_T: Any = sde.alpha(sde.t_start) * mean + spread_T * y
+    plans: list[deis.Plan] = []
+
+    def build() -> None:
+        method = deis.adams(**c["options"]) if c["method"] == "adams" else c["method"]
+        plans.append(deis.make_plan(sde, method, afs=STD if c["afs"] else None, **c["grid"]))
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if not accepted(build):
+            return
+    plan = plans[0]
+    in_torch = c["backend"] == "torch"
+    rng = torch.Generator().manual_seed(0) if in_torch else np.random.default_rng(0)
+    model = as_predicted(sde, c["predicts"], mean)
+    found: list[Any] = []
+    if not accepted(
+        lambda: found.append(deis.sample(plan, model, torch.from_numpy(x_T) if in_torch else x_T, predicts=c["predicts"], rng=rng))
+    ):
+        return
+    x_0 = np.asarray(found[0])
+    assert x_0.shape == x_T.shape
+    assert np.isfinite(x_0).all()
+    bound = allowed(plan)
+    if bound is None or any(warning.category is UserWarning for warning in told):
+        return
+    error = deviation_of_law(plan) - 1 if plan.stochastic else (x_0 - sde.alpha(sde.t_end) * mean) / spread / y - 1
+    assert np.abs(error).max() <= bound + 1e-6, plan
+
+
+@FEW
+@given(combinations())
+def test_a_combination_is_right_or_refused(combination: dict[str, Any]) -> None:
+    run_combination(combination)
+
+
+@pytest.mark.slow
+@MANY
+@given(combinations())
+def test_very_many_combinations_are_right_or_refused(combination: dict[str, Any]) -> None:
+    run_combination(combination)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_method_is_right_on_its_default_grid(name: str) -> None:
+    """At 50 steps a method of first order on even angles errs by (pi/2)^2 / 100 = 0.025; twice that, or with noise four times."""
+    for method in NAMES:
+        plans: list[deis.Plan] = []
+        if accepted(lambda method=method, plans=plans: plans.append(deis.make_plan(SCHEDULES[name], method, 50))):
+            assert abs(deviation_of_law(plans[0]) - 1) < (0.1 if plans[0].stochastic else 0.05), method
+
+
+def test_the_bound_sees_a_wrong_plan() -> None:
+    """A weight that is off by a tenth, in a plan that says that it is fitted and so is not checked when it is made."""
+    plan = deis.make_plan(SDE, "tab2", 40)
+    weights = plan.keep_p.copy()
+    weights[20] *= 1.1
+    wrong = replace(plan, keep_p=weights, fitted="by a bug")
+    limit = allowed(wrong)
+    assert limit is not None
+    assert abs(deviation_of_law(plan) - 1) < limit
+    weights[10:] *= 1.1
+    assert abs(deviation_of_law(replace(wrong, keep_p=weights)) - 1) > limit
+
+
+# --- noise that grows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde", [SDE, deis.EDM(), deis.FlowMatching()], ids=lambda sde: sde.name)
+def test_a_rate_of_noise_that_extrapolation_multiplies_is_refused_or_warned_of(sde: deis.Schedule) -> None:
+    with pytest.raises(ValueError, match=r"tau=5.0 adds more noise than .* lower tau or a lower order"):
+        deis.make_plan(sde, deis.adams("data", "log_rho", 3, tau=5.0), 20)
+    with pytest.warns(UserWarning, match=r"tau=2.0 adds more noise than"):
+        warned = deis.make_plan(sde, deis.adams("data", "log_rho", 1, tau=2.0), 20)
+    assert deviation_of_law(warned) > 1.4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for tau in (0.5, 1.0, 3.0, 10.0):  # the first order multiplies nothing
+            plan = deis.make_plan(sde, deis.adams("data", "log_rho", 0, tau=tau), 20)
+            assert 0.5 < deviation_of_law(plan) < 1.1
+        deis.make_plan(sde, "sa_solver", 50, tau=lambda t: 0.5)
+
+
+def test_noise_is_measured_as_sampling_makes_it() -> None:
+    """The deviation of 20,000 samples, which errs by 1 / sqrt(40,000), is the one that the law of the rows tells."""
+    plan = deis.make_plan(SDE, "sa_solver", 12, tau=0.8)
+    x_T = np.random.default_rng(1).standard_normal((1, 20_000)) * np.hypot(plan.alpha[0] * STD, plan.sigma[0])
+    x_0 = deis.sample(plan, as_predicted(SDE, "eps", 0.0), x_T, rng=np.random.default_rng(2))
+    assert abs(x_0.std() / np.hypot(plan.alpha[-1] * STD, plan.sigma[-1]) / deviation_of_law(plan) - 1) < 4 / np.sqrt(40_000)
+
+
+# --- models and callbacks that write into what they are given or return -------------------------------------------------
+
+
+def changes_x(x: Any, t: Any) -> Any:
+    out = 0.1 * x * (1 + t[:, None])
+    x *= 3
+    return out
+
+
+def leaves_x(x: Any, t: Any) -> Any:
+    return 0.1 * x * (1 + t[:, None])
+
+
+@pytest.mark.parametrize("method", ["tab2", "rhork_3kutta", "dpmpp_2m", "unipc2"])
+def test_a_model_that_changes_its_input_is_refused_or_cannot_hurt(method: str) -> None:
+    plan = deis.make_plan(SDE, method, nfe=6)
+    x_T = torch.from_numpy(X_T)
+    right = deis.sample(plan, leaves_x, x_T)
+    for make in (torch.Tensor.clone, lambda x: x.clone().T.contiguous().T, lambda x: torch.cat([x, x])[:4], torch.Tensor.float):
+        with pytest.raises(ValueError, match=r"x or t of model\(x, t\) was changed in place .* x = x.clone\(\)"):
+            deis.sample(plan, changes_x, make(x_T))
+    with torch.inference_mode():
+        torch.testing.assert_close(deis.sample(plan, changes_x, torch.tensor(X_T)), right)
+    np.testing.assert_allclose(deis.sample(plan, changes_x, X_T.copy()), right.numpy(), rtol=1e-12)
+    given_away = X_T.copy()
+    deis.sample(plan, changes_x, given_away)
+    np.testing.assert_array_equal(given_away, X_T)
+
+
+def test_a_compiled_loop_is_not_hurt_by_a_model_that_changes_its_input() -> None:
+    x_T = torch.from_numpy(X_T)
+    compiled = torch.compile(lambda x: deis.sample(PLAN, changes_x, x), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x_T), deis.sample(PLAN, leaves_x, x_T))
+    np.testing.assert_array_equal(x_T.numpy(), X_T)
+
+
+def test_guidance_and_denoisers_see_a_changed_input_too() -> None:
+    right = deis.sample(PLAN, deis.guided(leaves_x, eps, 2.0), X_T)
+    np.testing.assert_allclose(deis.sample(PLAN, deis.guided(changes_x, eps, 2.0), X_T), right)
+
+    def changes_t(x: Any, t: Any) -> Any:
+        t *= 1000
+        return 0.1 * x * (1 + t[:, None] / 1000)
+
+    np.testing.assert_allclose(deis.sample(PLAN, deis.guided(changes_t, leaves_x, 2.0), X_T), deis.sample(PLAN, leaves_x, X_T))
+    for model in (deis.guided(changes_x, eps, 2.0), deis.guided(changes_t, eps, 2.0), deis.Denoiser(changes_x, SDE)):
+        with pytest.raises(ValueError, match="was changed in place"):
+            deis.sample(PLAN, model, torch.from_numpy(X_T))
+    with pytest.raises(ValueError, match="was changed in place"):
+        deis.Denoiser(changes_x, SDE).predict(torch.tensor(X_T), 0.5, "eps")
+    predicted = deis.Denoiser(changes_x, SDE).predict(X_T, 0.5)
+    np.testing.assert_allclose(predicted, deis.Denoiser(leaves_x, SDE).predict(X_T, 0.5))
+
+
+@pytest.mark.parametrize("method", ["tab3", "ddim", "rhork_4rk", "dpmpp_2m", "unipc2"])
+@pytest.mark.parametrize("predicts", ["eps", "x0"])
+def test_a_model_may_return_one_buffer_again_and_again(method: str, predicts: str) -> None:
+    sde = deis.FlowMatching(0.01, 0.99)
+    plan = deis.make_plan(sde, method, nfe=6)
+    thresholds = (None, lambda x_0: x_0)
+    for threshold in thresholds if predicts == "x0" else thresholds[:1]:
+        for x_T in (X_T, torch.tensor(X_T)):
+            buffer = 0 * x_T
+
+            def model(x: Any, t: Any, buffer: Any = buffer) -> Any:
+                buffer[:] = leaves_x(x, t)
+                return buffer[:]
+
+            wanted = deis.sample(plan, deis.Denoiser(leaves_x, sde, predicts, threshold), x_T)
+            found = deis.sample(plan, deis.Denoiser(model, sde, predicts, threshold), x_T)
+            buffer[:] = 7.0
+            np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-12)
+
+
+def test_a_model_may_return_its_input() -> None:
+    wanted = deis.sample(PLAN, lambda x, t: 1.0 * x, X_T)
+    for x_T in (X_T, torch.tensor(X_T)):
+        np.testing.assert_allclose(np.asarray(deis.sample(PLAN, lambda x, t: x, x_T)), wanted, rtol=1e-13)
+
+
+def test_a_callback_that_changes_the_state_is_refused_or_cannot_hurt() -> None:
+    def listen(i: int, t: float, x: Any) -> None:
+        x *= 0
+
+    np.testing.assert_array_equal(deis.sample(PLAN, eps, X_T, callback=listen), deis.sample(PLAN, eps, X_T))
+    with pytest.raises(ValueError, match="the x of callback"):
+        deis.sample(PLAN, eps, torch.tensor(X_T), callback=listen)
+
+
+@pytest.mark.parametrize("method", ["tab2", "rhork_2heun", "rhork_4rk"])
+@pytest.mark.parametrize("when", [0, 2])
+def test_what_a_callback_raises_reaches_the_caller(method: str, when: int) -> None:
+    import jax
+
+    mine = KeyError("mine")
+    told: list[int] = []
+
+    def listen(i: int, t: float, x: Any) -> None:
+        told.append(i)
+        if i == when:
+            raise mine
+
+    plan = deis.make_plan(SDE, method, 3)
+    for x_T in (X_T, torch.tensor(X_T), jax.numpy.asarray(X_T)):
+        told.clear()
+        with pytest.raises(KeyError) as caught:
+            deis.sample(plan, eps, x_T, callback=listen)
+        assert caught.value is mine
+        assert told == list(range(when + 1))
+    run = jax.jit(lambda x: deis.sample(plan, eps, x, callback=listen))
+    with pytest.raises(Exception, match="mine"):  # JAX's own, under jit, which carries the text
+        jax.block_until_ready((run(jax.numpy.asarray(X_T)), jax.effects_barrier()))
+
+
+# --- guidance ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "score", "flow"])
+def test_guided_denoisers_carry_what_they_predict(predicts: str) -> None:
+    strong, weak = (deis.Denoiser(as_predicted(SDE, predicts, mean), SDE, predicts) for mean in (0.4, 0.1))
+    in_eps = deis.guided(as_predicted(SDE, "eps", 0.4), as_predicted(SDE, "eps", 0.1), 2.0)
+    mixed = deis.guided(strong, weak, 2.0)
+    assert isinstance(mixed, deis.Denoiser)
+    np.testing.assert_allclose(deis.sample(PLAN, mixed, X_T), deis.sample(PLAN, in_eps, X_T), rtol=1e-9)
+    other = "v" if predicts != "v" else "eps"
+    with pytest.raises(ValueError, match="contradicts the Denoiser"):
+        deis.sample(PLAN, mixed, X_T, predicts=other)
+    with pytest.raises(ValueError, match=f"strong predicts {predicts!r} and weak {other!r}"):
+        deis.guided(strong, replace(weak, predicts=other, model=eps), 2.0)
+    with pytest.raises(TypeError, match="weak is a plain function"):
+        deis.guided(strong, eps, 2.0)
+    with pytest.raises(ValueError, match="alpha and sigma differ"):
+        deis.guided(strong, deis.Denoiser(eps, deis.VPSDE.linear(0.2, 20), predicts), 2.0)
+    with pytest.raises(ValueError, match="contradicts the model"):
+        deis.Denoiser(strong, SDE, other)
+
+
+def test_guided_denoisers_keep_the_threshold() -> None:
+    clip = deis.static_threshold(0.1)
+    strong, weak = deis.Denoiser(eps, SDE, threshold=clip), deis.Denoiser(eps, SDE)
+    assert np.abs(deis.guided(strong, weak, 2.0).predict(X_T, 0.5)).max() <= 0.1
+    with pytest.raises(ValueError, match="weak has a threshold"):
+        deis.guided(weak, strong, 2.0)
+    with pytest.raises(ValueError, match="which would be dropped"):
+        deis.Denoiser(strong, SDE)
+
+
+@pytest.mark.parametrize("sde", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_denoiser_says_nothing_beyond_its_schedule(sde: deis.Schedule) -> None:
+    model = deis.Denoiser(lambda x, t: 0 * x, sde)
+    for t in (-1.0, -1e-6, float("nan"), float("inf"), 1.01 * sde.t_start + 1e-3):
+        with pytest.raises(ValueError, match="t="):
+            model.predict(X_T, t, "eps")
+    for t in (sde.t_start, 0.5 * (sde.t_start + sde.t_end), sde.t_end):
+        assert np.isfinite(model.predict(X_T, t, "eps")).all()
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+FAMILY = deis.PlanFamily((1.0, 2.0, 3.0), (PLAN, PLAN, PLAN))
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> tuple[str, int, int, str, Any]:
+    """How to damage a file: a way, two places, and what to write there."""
+    values: Any = [None, True, -1, 0.5, 1e308, 10**400, "", "x", [], {}, [[]], "NaN", "Infinity", "1e999", {"a": [1]}]
+    way = draw(st.sampled_from(["cut", "byte", "remove", "repeat", "value", "key", "nest", "swap"]))
+    return way, draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6)), chr(draw(st.integers(0, 255))), draw(st.sampled_from(values))
+
+
+def damaged(text: str, damage: tuple[str, int, int, str, Any]) -> str:
+    way, first, second, letter, value = damage
+    i, j = sorted((first % len(text), second % len(text)))
+    if way == "cut":
+        return text[:i]
+    if way == "byte":
+        return text[:i] + letter + text[i + 1 :]
+    if way == "remove":
+        return text[:i] + text[j:]
+    if way == "repeat":
+        return text[:j] + text[i:]
+    document = json.loads(text)
+    places = list(leaves(document))
+    holder, key = places[first % len(places)]
+    if way == "value":
+        holder[key] = value
+    elif way == "swap":
+        other, name = places[second % len(places)]
+        holder[key], other[name] = other[name], holder[key]
+    elif way == "key" and isinstance(holder, dict):
+        holder[letter] = holder.pop(key)
+    elif way == "nest":
+        holder[key] = "NEST"
+        depth = 10 ** (second % 6)
+        return json.dumps(document).replace('"NEST"', "[" * depth + "]" * depth)
+    return json.dumps(document).replace('"NaN"', "NaN").replace('"Infinity"', "Infinity").replace('"1e999"', "1e999")
+
+
+def leaves(part: Any) -> Any:
+    """All (holder, key) of a document."""
+    for key, value in list(part.items() if isinstance(part, dict) else enumerate(part)):
+        yield part, key
+        if isinstance(value, dict | list):
+            yield from leaves(value)
+
+
+def read_damaged(path: Path, damage: tuple[str, int, int, str, Any]) -> None:
+    for whole, load in ((PLAN, deis.load_plan), (FAMILY, deis.PlanFamily.load)):
+        whole.save(path)
+        text = damaged(path.read_text(), damage)
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        read: list[Any] = []
+        if accepted(lambda load=load, read=read: read.append(load(path))):
+            assert read == [whole], "a damaged file was read as another plan"
+
+
+@FEW
+@given(damages())
+def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path_factory: pytest.TempPathFactory, damage: Any) -> None:
+    read_damaged(tmp_path_factory.getbasetemp() / "damaged.json", damage)
+
+
+@pytest.mark.slow
+@MANY
+@given(damages())
+def test_very_many_damaged_files_are_refused_or_read_as_they_were(tmp_path_factory: pytest.TempPathFactory, damage: Any) -> None:
+    read_damaged(tmp_path_factory.getbasetemp() / "damaged-often.json", damage)
+
+
+@pytest.mark.parametrize("depth", [10, 101, 500, 900, 2_000, 100_000])
+@pytest.mark.parametrize("name", ["version", "sha256", "plan", "form", "t", "keep_p", "calls", "provenance", "unknown"])
+def test_deep_nesting_is_no_recursion_error(tmp_path: Path, name: str, depth: int) -> None:
+    document = PLAN.document()
+    (document if name in document else document["plan"])[name] = {"deep": "NEST"} if name == "provenance" else "NEST"
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(document).replace('"NEST"', "[" * depth + "]" * depth))
+    with pytest.raises(ValueError, match="is not a usable plan file"):
+        deis.load_plan(path)
+
+
+def test_deep_provenance_is_refused_before_it_breaks_a_file() -> None:
+    deep: Any = []
+    for _ in range(950):
+        deep = [deep]
+    for levels in (deep, [deep[0]]):
+        with pytest.raises(ValueError, match="provenance"):
+            replace(PLAN, provenance={"deep": levels})
+    with pytest.raises(ValueError, match="its version is"):
+        deis.Plan.from_document({"format": "deis.plan", "version": deep})
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for load in (deis.load_plan, deis.PlanFamily.load):
+        for path in (tmp_path / "plan.json", tmp_path):
+            with pytest.raises(FileNotFoundError, match=r"path='.*' is no file"):
+                load(path)
+    with pytest.raises(FileNotFoundError, match="lies in a folder that is not there"):
+        PLAN.save(tmp_path / "nowhere" / "plan.json")

@@ -82,7 +82,7 @@ def whole(argument: str, value: Any, least: int = 1) -> int:
     return int(found)
 
 
-def kind(argument: str, value: Any, wanted: type[Any], what: str) -> None:
+def kind(argument: str, value: Any, wanted: type[Any] | tuple[type[Any], ...], what: str) -> None:
     """Check that a value is an instance of a class, of which `what` tells.
 
     Raises

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import kind, number
 from .grids import VP_START, vp_time
 from .methods import make_plan
 from .model.predictions import Level
@@ -57,6 +58,8 @@ def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float |
     ValueError
         Where the plan was made for another schedule, start or end lie outside of it, or end within one of its steps.
     """
+    kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
+    start, end = (t if t is None else number(name, t) for name, t in (("start", start), ("end", end)))
     if not plan.matches(sde):
         raise ValueError(f"plan {plan.method!r} was made for the schedule {plan.schedule!r}, and sde is {sde.name}; give its own")
     return between(plan, sde, start, end)

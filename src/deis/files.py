@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .arguments import shown
+from .arguments import kind, shown
 
 
 @contextmanager
@@ -42,8 +42,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _path(path: Any) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be the name of a file, and is {shown(path)}")
+    kind("path", path, (str, os.PathLike), "the name of a file,")
     return Path(path)
 
 

@@ -368,7 +368,7 @@ def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flags(name: str, values: Any) -> NDArray[Any]:
     try:
-        return np.array(values)
+        return np.asarray(values).copy()
     except ValueError:  # rows of different lengths
         raise TypeError(f"{name} must be an array of bool, and is {shown(values)}") from None
 

@@ -122,7 +122,9 @@ def calibrate(
     if not isinstance(teacher, Teacher | None):
         whole("teacher", teacher)
     plans = list(plan) if isinstance(plan, list | tuple) else [plan]
-    _check(iterations, steps, window, plans, loss)
+    _check(plans, loss)
+    iterations, steps = whole("iterations", iterations), whole("steps", steps)
+    window = None if window is None else whole("window", window)
     validation = number("validation", validation)
     flag("times", times)
     flag("progress", progress)
@@ -386,14 +388,11 @@ def checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
     return tuple(one_of("stages", name, STAGES) for name in ((stages,) if isinstance(stages, str) else stages))
 
 
-def _check(iterations: int, steps: int, window: int | None, plans: Sequence[Plan], loss: Loss) -> None:
+def _check(plans: Sequence[Plan], loss: Loss) -> None:
     if callable(loss):
         function("loss", loss, "x_0", "target")
     else:
         one_of("loss", loss, LOSSES, ", or a function (x_0, target)")
-    for argument, value in (("iterations", iterations), ("steps", steps), ("window", window)):
-        if value is not None:
-            whole(argument, value)
     for plan in plans:
         kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns, or several,")
         Table.of(plan)  # refuses what cannot be fitted

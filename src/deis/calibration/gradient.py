@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..arguments import array
 from ..extras import needs
-from ..foreign import array_namespace, is_jax, is_torch, like, to_numpy
+from ..foreign import array_namespace, is_jax, is_torch, like
 from ..model.predictions import Denoiser, Level, convert, evaluate, factors
 from .network import Student, rmse
 from .table import Array, Table
@@ -47,7 +48,7 @@ def measured(student: Student, table: Table, teacher: Teacher, first: int, loss:
     if not callable(loss):
         return float(np.median(rmse(x, teacher.end[first:])))
     ends = (like(v, student.network.x_T) for v in (x, teacher.end[first:]))
-    return float(np.median(to_numpy(loss(*ends))))
+    return float(np.median(array("the result of loss(x_0, target)", loss(*ends))))
 
 
 def fit_gradient(

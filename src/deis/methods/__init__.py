@@ -129,6 +129,8 @@ def _grid_name(phase: str, order: float | None) -> str:
 
 def _analytical_first_step(plan: Plan, c: float) -> Plan:
     """Replace the plan's first evaluation by the prediction for Gaussian data of deviation c."""
+    if plan.nfe == 1:
+        raise ValueError(f"afs={c!r} would save the only evaluation of {plan.method!r} in {plan.num_step} steps; take more steps")
     i = int(np.argmax(plan.calls))
     alpha, sigma = plan.alpha[i], plan.sigma[i]
     calls, guess = plan.calls.copy(), plan.guess.copy()

@@ -264,7 +264,7 @@ def check_form(form: object) -> None:
 
 def check_tau(tau: Any) -> float:
     """Return a rate of renewal of the noise."""
-    return number("tau", tau, least=0, hint="0 is no noise, 1 the reverse diffusion")
+    return number("tau", tau, least=0, most=100, hint="0 is no noise, 1 the reverse diffusion")
 
 
 def _clock(clock: str | Callable[[Array], Array]) -> Clock:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..arguments import kind, one_of
 from .pretrained import Pretrained, embedded, load_folder
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.safetensors)(?<!\.onnx)(?<!\.pkl)")
@@ -62,10 +63,10 @@ def load_model(
         For an unknown backend or dtype, a file of no known format, or one that is not what it looks like; it names the first key
         that differs.
     """
-    if backend not in ("torch", "jax"):
-        raise ValueError(f"backend={backend!r} is unknown; the known ones are 'torch', 'jax'")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r} is unknown; the known ones are 'float32', 'float64'")
+    one_of("backend", backend, ("torch", "jax"))
+    one_of("dtype", dtype, ("float32", "float64"))
+    if spec is not None:
+        kind("spec", spec, (str, os.PathLike), "the name of a file, a folder or a pipeline on the hub,")
     if spec is None or (Path(spec).is_dir() and not (Path(spec) / "model_index.json").exists()):
         if options:
             raise TypeError(f"a model folder takes no option {next(iter(options))!r}: its deis.json says how it was trained")
