@@ -221,7 +221,7 @@ def test_classifier_guidance_samples_the_product_of_gaussians(backend: str, pred
         (lambda: deis.classifier_free(network, CONDITION, 0.0, 2.0), "repeat it for each sample"),
         (lambda: deis.classifier_free(network, CONDITION, NULL, 2.0, rescale=2.0), "rescale=2.0"),
         (lambda: deis.classifier_free(network, CONDITION, NULL, float("nan")), "weight=nan"),
-        (lambda: deis.guided(network, network, 2.0, interval=(0.7, 0.3)), "the lower first"),  # type: ignore[arg-type]
+        (lambda: deis.classifier_free(network, CONDITION, NULL, 2.0, interval=(0.7, 0.3)), "the lower first"),
         (lambda: deis.classifier_guided(deis.Denoiser(lambda x, t: x, SDE), lambda x, t: x, float("inf")), "weight=inf"),
         (lambda: deis.static_threshold(0), "limit=0"),
         (lambda: deis.dynamic_threshold(1.5), "quantile=1.5"),

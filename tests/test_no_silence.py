@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -74,8 +75,8 @@ JUNK: tuple[Any, ...] = (
     None, "3", "", float("nan"), float("inf"), -float("inf"), -1, 0, 1, 2, 1.5, 1e300, 1e-300, 10**400, True, False, 1 + 2j,
     [], [1.0], [[1], [1, 2]], [1.0, None], ["a", "b"], (0.5, 0.1), (0.1, 0.5, 0.9), {}, {"a": 1}, {1, 2}, object(), object, b"x",
     lambda: 0, lambda x: "a", lambda x, t: None, lambda x, t: "a", lambda x, t, c: x, lambda *a: None, lambda *a: np.ones(2),
-    np.array(["a"]), np.array([1.0, 0.5, 0.1]), np.ones((2, 2)), np.array(1j), np.array(0.5), np.float32(0.5), np.int64(3), np.empty(0),
-    np.array([None, 1.0], dtype=object), torch.tensor(0.5), torch.ones(3), torch.ones((2, 2), dtype=torch.complex64),
+    np.array(["a"]), np.array([1.0, 0.5, 0.1]), np.ones((2, 2)), np.array(1j), np.array(0.5), np.float32(0.5), np.int64(3),
+    np.empty(0), np.array([None, 1.0], dtype=object), torch.tensor(0.5), torch.ones(3), torch.ones((2, 2), dtype=torch.complex64),
     SDE, deis.EDM(), PLAN, [PLAN], deis.TABLEAUX["2heun"], np.random.default_rng(0), torch.Generator(), "tab3", "x0", "t", "data",
 )  # fmt: skip
 
@@ -130,18 +131,20 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "static_threshold": (deis.static_threshold, {"limit": 1.0}),
     "dynamic_threshold": (deis.dynamic_threshold, {"quantile": 0.9, "limit": 1.0, "most": None}),
     "guided": (deis.guided, {"strong": eps, "weak": eps, "weight": 2.0, "rescale": 0.0, "interval": (0.1, 0.9)}),
-    "guided, sampled": (lambda **options: deis.sample(PLAN, deis.guided(**options), X_T), {"strong": eps, "weak": eps, "weight": 2.0}),
+    "guided, sampled": (lambda **options: deis.sample(PLAN, deis.guided(**options), X_T),
+                        {"strong": eps, "weak": eps, "weight": 2.0}),
     "classifier_free": (deis.classifier_free, {"net": conditioned, "condition": np.ones(4), "null": np.zeros(4), "weight": 2.0,
                                                "batched": True, "rescale": 0.0, "interval": (0.1, 0.9)}),
     "classifier_free, sampled": (lambda **options: deis.sample(PLAN, deis.classifier_free(**options), X_T),
-                                 {"net": conditioned, "condition": np.ones(4), "null": np.zeros(4), "weight": 2.0, "batched": True}),
+                                 {"net": conditioned, "condition": np.ones(4), "null": np.zeros(4), "weight": 2.0}),
     "classifier_guided": (deis.classifier_guided, {"denoiser": denoiser(), "log_prob": lambda x, t: -x, "weight": 1.0}),
     "classifier_guided, sampled": (lambda **options: deis.sample(PLAN, deis.classifier_guided(**options), torch.ones(4, 3)),
                                    {"denoiser": deis.Denoiser(eps, SDE), "log_prob": lambda x, t: -x.sum(1)}),
     "cut_plan": (deis.cut_plan, {"plan": PLAN, "sde": SDE, "start": 0.5, "end": None}),
     "load_model": (deis.load_model, {"spec": "/nowhere", "backend": "torch", "device": None, "dtype": "float32"}),
     "measure_norm": (deis.measure_norm, {"plan": PLAN, "denoiser": deis.Denoiser(eps, SDE), "x_T": X_T, "rng": None}),
-    "make_teacher": (deis.make_teacher, {"model": denoiser(), "samples": X_T, "condition": None, "steps": 8, "batch": 4, "tol": 1e-2}),
+    "make_teacher": (deis.make_teacher, {"model": denoiser(), "samples": X_T, "condition": None, "steps": 8, "batch": 4,
+                                         "tol": 1e-2}),
     "calibrate": (deis.calibrate, {"plan": deis.make_plan(SDE, "tab2", 2), "model": denoiser(), "samples": np.tile(X_T, (12, 1)),
                                    "condition": None, "teacher": 64, "stages": ("least_squares",), "validation": 0.25,
                                    "method": None, "window": None, "times": True, "iterations": 1, "loss": "robust", "steps": 2,
@@ -171,7 +174,6 @@ def call_oddly(odd: tuple[str, dict[str, int]]) -> None:
         accepted(lambda: function(**(valid | {argument: JUNK[place] for argument, place in junk.items()})))
 
 
-
 @FEW
 @given(odd_calls())
 def test_odd_arguments_are_taken_or_refused_by_name(odd: tuple[str, dict[str, int]]) -> None:
@@ -194,7 +196,7 @@ def test_every_argument_takes_or_refuses_every_kind_of_junk(name: str) -> None:
 
 def test_the_calls_that_are_made_odd_are_valid_as_they_are() -> None:
     missing = {"load_plan", "PlanFamily.load", "load_model", "calibration_report"}
-    assert {name for name, (function, valid) in VALID.items() if not accepted(lambda: function(**valid))} == missing
+    assert {name for name, (function, valid) in VALID.items() if not accepted(partial(function, **valid))} == missing
 
 
 def test_errors_of_numpy_and_of_python_are_not_ours() -> None:
@@ -203,7 +205,7 @@ def test_errors_of_numpy_and_of_python_are_not_ours() -> None:
     def from_numpy(sde: Any, ts: Any, grid: Any) -> Any:
         return np.zeros(2) + np.zeros(3)
 
-    for foreign in (lambda: deis.make_plan(SDE, from_numpy, 3), lambda: PLAN.matches(), lambda: float("x")):
+    for foreign in (lambda: deis.make_plan(SDE, from_numpy, 3), lambda: float("x")):
         with pytest.raises((ValueError, TypeError)) as caught:
             foreign()
         assert not is_ours(caught.value)
@@ -267,12 +269,14 @@ def combinations(draw: st.DrawFn) -> dict[str, Any]:
     method: Any = draw(st.sampled_from(NAMES))
     options: dict[str, Any] = {}
     if draw(st.booleans()):
-        method = "adams"
+        method, order = "adams", draw(st.integers(0, 4))
+        # A corrector far below its predictor's degree takes back what that has found, by a prediction that it led astray.
+        corrector = draw(st.none() | st.integers(max(order - 1, 0), order + 1))
         options = {
             "form": draw(st.sampled_from([None, "eps", "data"])),
             "clock": draw(st.sampled_from(CLOCKS)),
-            "order": draw(st.integers(0, 4)),
-            "corrector": draw(st.none() | st.integers(0, 4)),
+            "order": order,
+            "corrector": corrector,
             "lower_order_final": draw(st.booleans()),
             "tau": draw(st.sampled_from([0.0, 0.0, 0.0, 0.3, 1.0, 3.0])),
         }
@@ -307,10 +311,11 @@ def as_predicted(sde: deis.Schedule, predicts: str, mean: float) -> Callable[[An
 
 
 def allowed(plan: deis.Plan) -> float | None:
-    """The error of the deviation that a method may have on the plan's times and with its noise; None where they are too coarse to say.
+    """The error of the deviation that a method may have on the plan's times and with its noise; None where they are too coarse.
 
-    With y = (x - alpha MEAN) / sqrt(alpha^2 STD^2 + sigma^2) the exact solution keeps y, or with noise its variance of 1. x_0 is the
-    cosine of the angle arctan(rho / STD), and eps its sine. A step of DDIM that keeps the share q of eps and draws the rest anew is
+    With y = (x - alpha MEAN) / sqrt(alpha^2 STD^2 + sigma^2) the exact solution keeps y, or with noise its variance of 1. x_0 is
+    the cosine of the angle arctan(rho / STD), and eps its sine. A step of DDIM that keeps the share q of eps, and draws the rest
+    anew, is
 
         y' = (cos cos' + q sin sin') y + sin' sqrt(1 - q^2) z,
 
@@ -407,7 +412,11 @@ def test_every_method_is_right_on_its_default_grid(name: str) -> None:
     """At 50 steps a method of first order on even angles errs by (pi/2)^2 / 100 = 0.025; twice that, or with noise four times."""
     for method in NAMES:
         plans: list[deis.Plan] = []
-        if accepted(lambda method=method, plans=plans: plans.append(deis.make_plan(SCHEDULES[name], method, 50))):
+
+        def build(method: str = method, plans: list[deis.Plan] = plans) -> None:
+            plans.append(deis.make_plan(SCHEDULES[name], method, 50))
+
+        if accepted(build):
             assert abs(deviation_of_law(plans[0]) - 1) < (0.1 if plans[0].stochastic else 0.05), method
 
 
@@ -581,7 +590,7 @@ def test_guided_denoisers_carry_what_they_predict(predicts: str) -> None:
         deis.guided(strong, replace(weak, predicts=other, model=eps), 2.0)
     with pytest.raises(TypeError, match="weak is a plain function"):
         deis.guided(strong, eps, 2.0)
-    with pytest.raises(ValueError, match="alpha and sigma differ"):
+    with pytest.raises(ValueError, match="whose levels differ"):
         deis.guided(strong, deis.Denoiser(eps, deis.VPSDE.linear(0.2, 20), predicts), 2.0)
     with pytest.raises(ValueError, match="contradicts the model"):
         deis.Denoiser(strong, SDE, other)
@@ -590,7 +599,9 @@ def test_guided_denoisers_carry_what_they_predict(predicts: str) -> None:
 def test_guided_denoisers_keep_the_threshold() -> None:
     clip = deis.static_threshold(0.1)
     strong, weak = deis.Denoiser(eps, SDE, threshold=clip), deis.Denoiser(eps, SDE)
-    assert np.abs(deis.guided(strong, weak, 2.0).predict(X_T, 0.5)).max() <= 0.1
+    guided = deis.guided(strong, weak, 2.0)
+    assert isinstance(guided, deis.Denoiser)
+    assert np.abs(guided.predict(X_T, 0.5)).max() <= 0.1
     with pytest.raises(ValueError, match="weak has a threshold"):
         deis.guided(weak, strong, 2.0)
     with pytest.raises(ValueError, match="which would be dropped"):
@@ -617,7 +628,8 @@ def damages(draw: st.DrawFn) -> tuple[str, int, int, str, Any]:
     """How to damage a file: a way, two places, and what to write there."""
     values: Any = [None, True, -1, 0.5, 1e308, 10**400, "", "x", [], {}, [[]], "NaN", "Infinity", "1e999", {"a": [1]}]
     way = draw(st.sampled_from(["cut", "byte", "remove", "repeat", "value", "key", "nest", "swap"]))
-    return way, draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6)), chr(draw(st.integers(0, 255))), draw(st.sampled_from(values))
+    first, second = draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6))
+    return way, first, second, chr(draw(st.integers(0, 255))), draw(st.sampled_from(values))
 
 
 def damaged(text: str, damage: tuple[str, int, int, str, Any]) -> str:
@@ -662,7 +674,11 @@ def read_damaged(path: Path, damage: tuple[str, int, int, str, Any]) -> None:
         text = damaged(path.read_text(), damage)
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         read: list[Any] = []
-        if accepted(lambda load=load, read=read: read.append(load(path))):
+
+        def again(load: Any = load, read: list[Any] = read) -> None:
+            read.append(load(path))
+
+        if accepted(again):
             assert read == [whole], "a damaged file was read as another plan"
 
 

@@ -6,7 +6,7 @@ import inspect
 import math
 import reprlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any
 

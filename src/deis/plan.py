@@ -418,7 +418,8 @@ def _from_document(document: object) -> Plan:
         raise ValueError(f"it must hold format, version, sha256 and plan, and holds {shown(sorted(map(str, document)))}")
     names = {field.name for field in fields(Plan)}
     if set(content) != names:
-        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {shown(sorted(map(str, set(content) - names)))}")
+        unknown = sorted(map(str, set(content) - names))
+        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {shown(unknown)}")
     for name, ndim in _TABLES.items():
         if not _is_table(content[name], ndim):
             raise ValueError(f"its {name} is not a table of numbers of {ndim} dimension(s)")

@@ -15,7 +15,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .alphas import AlphaFn, Array, TimeFn, check_functions, cosine_alpha, inner_times, linear_alpha, log_abar, t_of_log_abar, table_alpha
+from .alphas import (
+    AlphaFn,
+    Array,
+    TimeFn,
+    check_functions,
+    cosine_alpha,
+    inner_times,
+    linear_alpha,
+    log_abar,
+    t_of_log_abar,
+    table_alpha,
+)
 from .arguments import array, kind, number, whole
 
 _ZERO_SNR = 2.0**-24

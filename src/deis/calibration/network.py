@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import check_state, function, shown, whole
-from ..foreign import is_jax, is_torch, like, no_grad, to_numpy
+from ..foreign import is_jax, like, no_grad, to_numpy
 from ..model.predictions import Denoiser, Level, convert, factors, times
 from ..model.pretrained import Pretrained
 from ..plan import Plan
@@ -64,7 +64,9 @@ class Network:
         model = model.conditional() if isinstance(model, Pretrained) else model
         if not isinstance(model, Denoiser):
             wanted = "model" if self.condition is None else "model(condition)"
-            raise TypeError(f"{wanted} must be a deis.Denoiser, as deis.Denoiser(model, sde, predicts='eps'), and is {shown(model)}")
+            raise TypeError(
+                f"{wanted} must be a deis.Denoiser, as deis.Denoiser(model, sde, predicts='eps'), and is {shown(model)}"
+            )
         return model
 
     @property

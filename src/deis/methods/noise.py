@@ -15,14 +15,14 @@ Array = NDArray[np.float64]
 DEVIATIONS = (0.25, 0.5, 1.0)
 """Of the data that the check supposes: images in [-1, 1], and data scaled to 1."""
 WARN, REFUSE = 1.5, 3.0
-"""Exact would be less than 1. Half again too far can be seen; three times too far, eight parts of nine of the variance are spurious."""
+"""Exact is below 1. Half again too far can be seen; three times too far, eight parts of nine of the variance are spurious."""
 
 
 def noise_left(plan: Plan, c: float) -> float:
-    """Return the deviation of what the added noise has become at the end, for Gaussian data of deviation c and exact predictions.
+    """Return the deviation of what the added noise has become at the end, for Gaussian data of deviation c.
 
-    It is relative to the deviation that all of the samples should have, and so should be less than 1. Predictions and rows are linear
-    in the state, which is kept as its coefficients on the independent noises that were added; those that it started with are left out.
+    It is relative to the deviation that the samples should have in all, and so should be less than 1. Exact predictions and the
+    rows are linear in the state, which is kept as its coefficients on the independent noises that were added, not the first.
     """
     spread = np.hypot(plan.alpha * c, plan.sigma)
     noises = np.flatnonzero(plan.keep_z)

@@ -109,6 +109,7 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
     check_model("strong", strong)
     check_model("weak", weak)
     strong, weak = conditional(strong), conditional(weak)
+    alike = _alike(strong, weak)
 
     def both(x: Any, t: Any, level: Any) -> tuple[Any, Any]:
         return (
@@ -117,10 +118,7 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
         )
 
     mixed = _guided(strong, both, weight, rescale, interval)
-    if not (isinstance(strong, Denoiser) or isinstance(weak, Denoiser)):
-        return mixed
-    _check_alike(strong, weak)
-    return replace(strong, model=mixed)
+    return mixed if alike is None else replace(alike, model=mixed)
 
 
 def conditional(model: Any) -> Any:
@@ -130,17 +128,19 @@ def conditional(model: Any) -> Any:
     return model.conditional() if isinstance(model, Pretrained) else model
 
 
-def _check_alike(strong: Any, weak: Any) -> None:
-    """Raise unless both are Denoisers that differ in their networks alone."""
+def _alike(strong: Any, weak: Any) -> Denoiser | None:
+    """Return the strong one of two Denoisers that differ in their networks alone, and None for two plain functions."""
+    if not (isinstance(strong, Denoiser) or isinstance(weak, Denoiser)):
+        return None
     for argument, model in (("strong", strong), ("weak", weak)):
         if not isinstance(model, Denoiser):
             raise TypeError(
-                f"{argument} is a plain function and the other a deis.Denoiser, so that nothing says whether they predict the same; "
+                f"{argument} is a plain function and the other a deis.Denoiser: nothing says whether they predict the same; "
                 "make both a deis.Denoiser, or give both networks as they are"
             )
     if strong.predicts != weak.predicts:
         raise ValueError(
-            f"strong predicts {strong.predicts!r} and weak {weak.predicts!r}, which cannot be mixed; give models that predict the same"
+            f"strong predicts {strong.predicts!r} and weak {weak.predicts!r}, which do not mix; give two that predict the same"
         )
     if weak.threshold not in (None, strong.threshold):
         raise ValueError("weak has a threshold that strong has not; the guided prediction has that of strong, so give it there")
@@ -148,7 +148,8 @@ def _check_alike(strong: Any, weak: Any) -> None:
     with np.errstate(all="ignore"):
         pairs = [(getattr(strong.sde, name)(t), getattr(weak.sde, name)(t)) for name in ("alpha", "sigma")]
     if strong.sde.num_times != weak.sde.num_times or not all(np.allclose(a, b, 1e-6, 1e-9) for a, b in pairs):
-        raise ValueError(f"strong is of the schedule {strong.sde.name!r} and weak of {weak.sde.name!r}, whose alpha and sigma differ")
+        raise ValueError(f"strong is of the schedule {strong.sde.name!r} and weak of {weak.sde.name!r}, whose levels differ")
+    return strong
 
 
 def _evaluate(model: Model, x: Any, t: Any, level: Any) -> Any:

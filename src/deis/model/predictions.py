@@ -199,8 +199,8 @@ class Denoiser:
         Raises
         ------
         ValueError
-            For an unknown target; for a t below 0, beyond the schedule's start or NaN; and for the score at sigma = 0, where the noisy distribution has none, from a network that
-            predicts anything else.
+            For an unknown target; for a t below 0, beyond the schedule's start or NaN; for an output of another shape than x;
+            and for the score at sigma = 0, where the noisy distribution has none, from a network that predicts anything else.
         """
         one_of("target", target, _OUTPUTS)
         level = self.level(t)

@@ -29,7 +29,8 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
         level = Level(row["t"], row["alpha"], row["sigma"])
         m = evaluate(model, x_in, jnp.full(len(x_T), row["t"]), level)
         check_output(m, Array, x_in, 0, plan)  # the scan traces the model once, for all rows
-        p = convert(m.astype(carry_dtype), x, options.factors[0] if same else row["factors"], options.threshold)
+        factors: Any = options.factors[0] if same else row["factors"]
+        p = convert(m.astype(carry_dtype), x, factors, options.threshold)
         return p, jnp.isfinite(m).all()
 
     def step(carry: tuple[Array, Array, tuple[Array, ...]], row: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
