@@ -141,5 +141,5 @@ def test_methods_say_where_they_have_no_meaning() -> None:
         deis.make_plan(deis.VPSDE.discrete([0.9, 0.5, 0.1]), ts=[5.0, 1.0])
     with pytest.raises(TypeError, match="sde must be"):
         deis.make_plan("vp")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="method must be"):
+    with pytest.raises(TypeError, match="method, where it is no name, must be"):
         deis.make_plan(SDE, 3)  # type: ignore[arg-type]

@@ -695,15 +695,18 @@ def test_very_many_damaged_files_are_refused_or_read_as_they_were(tmp_path_facto
     read_damaged(tmp_path_factory.getbasetemp() / "damaged-often.json", damage)
 
 
-@pytest.mark.parametrize("depth", [10, 101, 500, 900, 2_000, 100_000])
 @pytest.mark.parametrize("name", ["version", "sha256", "plan", "form", "t", "keep_p", "calls", "provenance", "unknown"])
-def test_deep_nesting_is_no_recursion_error(tmp_path: Path, name: str, depth: int) -> None:
+def test_deep_nesting_is_no_recursion_error(tmp_path: Path, name: str) -> None:
+    """Near the interpreter's limit of a thousand frames what one step can read another cannot print, write or hash."""
     document = PLAN.document()
     (document if name in document else document["plan"])[name] = {"deep": "NEST"} if name == "provenance" else "NEST"
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(document).replace('"NEST"', "[" * depth + "]" * depth))
-    with pytest.raises(ValueError, match="is not a usable plan file"):
-        deis.load_plan(path)
+    text = json.dumps(document)
+    near = range(800, 1000) if name == "provenance" else (900, 990)
+    for depth in (10, 101, *near, 2_000, 100_000):
+        path.write_text(text.replace('"NEST"', "[" * depth + "]" * depth))
+        with pytest.raises(ValueError, match="is not a usable plan file"):
+            deis.load_plan(path)
 
 
 def test_deep_provenance_is_refused_before_it_breaks_a_file() -> None:
