@@ -451,12 +451,32 @@ def test_a_rate_of_noise_that_extrapolation_multiplies_is_refused_or_warned_of(s
         deis.make_plan(sde, "sa_solver", 50, tau=lambda t: 0.5)
 
 
+@pytest.mark.parametrize("tau", [1.0, 3.0, 10.0, 30.0])
+@pytest.mark.parametrize("ts", [(1.0, 0.001), (1.0, 0.5, 0.001), (0.9, 0.8, 0.7, 0.6)])
+def test_the_weights_of_great_rates_are_exact(tau: float, ts: tuple[float, ...]) -> None:
+    """alpha' (1 - (rho'/rho)^(1 + tau^2)), the weight of a constant, however fast the integrand falls."""
+    plan = deis.make_plan(SDE, deis.adams("data", "log_rho", 0, tau=tau), ts=ts)
+    share = np.exp((1 + tau**2) * np.diff(SDE.log_rho(np.array(ts))))
+    np.testing.assert_allclose(plan.keep_p[:, 0], plan.alpha[1:] * (1 - share), rtol=1e-12)
+
+
 def test_noise_is_measured_as_sampling_makes_it() -> None:
     """The deviation of 20,000 samples, which errs by 1 / sqrt(40,000), is the one that the law of the rows tells."""
     plan = deis.make_plan(SDE, "sa_solver", 12, tau=0.8)
     x_T = np.random.default_rng(1).standard_normal((1, 20_000)) * np.hypot(plan.alpha[0] * STD, plan.sigma[0])
     x_0 = deis.sample(plan, as_predicted(SDE, "eps", 0.0), x_T, rng=np.random.default_rng(2))
     assert abs(x_0.std() / np.hypot(plan.alpha[-1] * STD, plan.sigma[-1]) / deviation_of_law(plan) - 1) < 4 / np.sqrt(40_000)
+
+
+def test_an_inverse_that_is_none_is_refused() -> None:
+    for schedule in (deis.VPSDE, deis.SubVPSDE):
+        with pytest.raises(ValueError, match="alpha2t_fn must be the inverse of t2alpha_fn"):
+            schedule(lambda t: np.exp(-5 * t**2), lambda a: -np.log(a) / 5)
+
+
+def test_the_analytical_first_step_does_not_save_the_only_evaluation() -> None:
+    with pytest.raises(ValueError, match="afs=0.5 would save the only evaluation of 'tab2' in 1 steps"):
+        deis.make_plan(SDE, "tab2", 1, afs=0.5)
 
 
 # --- models and callbacks that write into what they are given or return -------------------------------------------------
@@ -518,7 +538,7 @@ def test_guidance_and_denoisers_see_a_changed_input_too() -> None:
 def test_a_model_may_return_one_buffer_again_and_again(method: str, predicts: str) -> None:
     sde = deis.FlowMatching(0.01, 0.99)
     plan = deis.make_plan(sde, method, nfe=6)
-    thresholds = (None, lambda x_0: x_0)
+    thresholds = (None, lambda x_0: x_0, lambda x_0: x_0[:])
     for threshold in thresholds if predicts == "x0" else thresholds[:1]:
         for x_T in (X_T, torch.tensor(X_T)):
             buffer = 0 * x_T
@@ -718,6 +738,25 @@ def test_deep_provenance_is_refused_before_it_breaks_a_file() -> None:
             replace(PLAN, provenance={"deep": levels})
     with pytest.raises(ValueError, match="its version is"):
         deis.Plan.from_document({"format": "deis.plan", "version": deep})
+
+
+def test_a_family_changed_by_hand_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "family.json"
+    deis.PlanFamily((1.0, 2.0, 3.0), (PLAN, replace(PLAN, grid="b"), replace(PLAN, grid="c"))).save(path)
+    document = json.loads(path.read_text())
+    plans, values = document["plans"], document["values"]
+    for change in (
+        {"values": [1.0, 2.5, 3.0]},
+        {"values": values[:2], "plans": plans[:2]},
+        {"plans": plans[::-1]},
+        {"plans": [plans[0], plans[0], plans[2]]},
+        {"note": "by hand"},
+        {"sha256": "0" * 64},
+        {"version": 1},
+    ):
+        path.write_text(json.dumps(document | change))
+        with pytest.raises(ValueError, match="is not a usable file of plans"):
+            deis.PlanFamily.load(path)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
