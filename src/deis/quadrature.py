@@ -79,7 +79,7 @@ def lagrange_integrals(
         low = np.maximum(low, np.minimum(high, 0.0) - 2 * _REACH)
         high = np.minimum(high, low + _REACH / power)
         scale = alpha
-    row, left, right = _panels(low, high, schedule.kinks(), np.minimum(_PANEL, 2 * _PANEL / power))
+    row, left, right = _panels(low, high, schedule.kinks())
     half = (right - left)[:, None] / 2
     log_rho = (right + left)[:, None] / 2 + half * _POINTS
     decay = high[row][:, None] - log_rho if form == "eps" else log_rho - low[row][:, None]
@@ -104,14 +104,14 @@ def _node_clock(schedule: Schedule, clock: Clock, node_t: Array) -> Array:
     return clock(schedule, t, log_rho)
 
 
-def _panels(low: Array, high: Array, kinks: Array, widest: Array) -> tuple[NDArray[np.intp], Array, Array]:
-    """Cut the intervals [low_i, high_i] at the kinks and into panels of at most widest_i; return the row and ends of each panel."""
+def _panels(low: Array, high: Array, kinks: Array) -> tuple[NDArray[np.intp], Array, Array]:
+    """Cut the intervals [low_i, high_i] at the kinks and into panels of at most _PANEL; return the row and ends of each panel."""
     pieces = []
-    for a, b, width in zip(low, high, widest, strict=True):
+    for a, b in zip(low, high, strict=True):
         inside = kinks[np.searchsorted(kinks, a, side="right") : np.searchsorted(kinks, b, side="left")]
         cuts = np.concatenate([[a], inside, [b]])
         if len(inside) == 0:
-            cuts = np.linspace(a, b, int(np.ceil((b - a) / width)) + 1)
+            cuts = np.linspace(a, b, int(np.ceil((b - a) / _PANEL)) + 1)
         pieces.append(cuts)
     row = np.repeat(np.arange(len(low)), [len(cuts) - 1 for cuts in pieces])
     return row, np.concatenate([cuts[:-1] for cuts in pieces]), np.concatenate([cuts[1:] for cuts in pieces])

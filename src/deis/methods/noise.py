@@ -14,8 +14,8 @@ Array = NDArray[np.float64]
 
 DEVIATIONS = (0.25, 0.5, 1.0)
 """Of the data that the check supposes: images in [-1, 1], and data scaled to 1."""
-WARN, REFUSE = 1.5, 3.0
-"""Exact is below 1. Half again too far can be seen; three times too far, eight parts of nine of the variance are spurious."""
+WARN, REFUSE = 1.25, 3.0
+"""Exact is below 1. A quarter too far can be seen; three times too far, eight parts of nine of the variance are spurious."""
 
 
 def noise_left(plan: Plan, c: float) -> float:
@@ -59,7 +59,7 @@ def check_noise(plan: Plan, tau: str) -> Plan:
     ValueError
         Where the noise alone spreads the samples three times as far as they should in all, for data of any of three deviations.
     UserWarning
-        Where it spreads them one and a half times as far.
+        Where it spreads them a quarter further than they should.
     """
     if not plan.stochastic:
         return plan
