@@ -13,6 +13,7 @@ from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
 from .adams import Array, Builder
+from .noise import check_steps
 from .registry import KNOWN, find, get_method
 from .singlestep import SingleStep
 
@@ -91,7 +92,7 @@ def make_plan(
         raise ValueError(
             f"nfe={nfe!r} cannot be met: {plan.method!r} makes {plan.nfe} evaluations in {plan.num_step} steps; give num_step"
         )
-    return plan
+    return check_steps(plan)
 
 
 def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, tuple[str, float] | None]:
