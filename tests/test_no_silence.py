@@ -143,7 +143,7 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "cut_plan": (deis.cut_plan, {"plan": PLAN, "sde": SDE, "start": 0.5, "end": None}),
     "load_model": (deis.load_model, {"spec": "/nowhere", "backend": "torch", "device": None, "dtype": "float32"}),
     "measure_norm": (deis.measure_norm, {"plan": PLAN, "denoiser": deis.Denoiser(eps, SDE), "x_T": X_T, "rng": None}),
-    "make_teacher": (deis.make_teacher, {"model": denoiser(), "samples": X_T, "condition": None, "steps": 8, "batch": 4,
+    "make_teacher": (deis.make_teacher, {"model": denoiser(), "samples": X_T, "condition": None, "steps": 128, "batch": 4,
                                          "tol": 1e-2}),
     "calibrate": (deis.calibrate, {"plan": deis.make_plan(SDE, "tab2", 2), "model": denoiser(), "samples": np.tile(X_T, (12, 1)),
                                    "condition": None, "teacher": 64, "stages": ("least_squares",), "validation": 0.25,
