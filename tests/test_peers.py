@@ -105,6 +105,62 @@ def test_published_dpmpp_is_its_formula(order: int) -> None:
     np.testing.assert_allclose(ours(f"dpmpp_{order}m_published", sigmas), x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_published_dpm_solver_is_its_formula(order: int, solver: str) -> None:
+    """arXiv 2206.00927 in its multistep form, in float64, step by step; diffusers' own step casts to float32."""
+    sigmas = np.geomspace(20, 0.05, 8) * (1 + 0.1 * np.sin(np.arange(8)))
+    alpha, lam = 1 / np.hypot(1, sigmas), -np.log(sigmas)
+    sigma = alpha * sigmas
+    x, p = X_T.copy(), []
+    for i in range(7):
+        p.append(eps(x, np.full(3, sigmas[i])))
+        h = lam[i + 1] - lam[i]
+        update = alpha[i + 1] / alpha[i] * x - sigma[i + 1] * math.expm1(h) * p[-1]
+        if i >= 1:
+            d_0 = (p[-1] - p[-2]) * h / (lam[i] - lam[i - 1])
+        if i == 1 or (i > 1 and order == 2):
+            update -= sigma[i + 1] * (math.expm1(h) / 2 if solver == "midpoint" else math.expm1(h) / h - 1) * d_0
+        elif i > 1:
+            r_0, r_1 = (lam[i] - lam[i - 1]) / h, (lam[i - 1] - lam[i - 2]) / h
+            d_1 = (p[-2] - p[-3]) / r_1
+            first, second = d_0 + r_0 / (r_0 + r_1) * (d_0 - d_1), (d_0 - d_1) / (r_0 + r_1)
+            update -= sigma[i + 1] * (math.expm1(h) / h - 1) * first
+            update -= sigma[i + 1] * ((math.expm1(h) - h) / h**2 - 0.5) * second
+        x = update
+    name = f"dpm_solver_{order}m_published"
+    np.testing.assert_allclose(ours(name, sigmas, solver=solver), x, rtol=1e-12, atol=1e-12)
+    scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver", solver_order=order, solver_type=solver, **PLAIN)
+    sigmas, x = theirs(scheduler, 9)
+    np.testing.assert_allclose(ours(name, sigmas, solver=solver, lower_order_final=True), x, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [7, 8, 9])
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("algorithm", "name"), [("dpmsolver", "dpm_solver"), ("dpmsolver++", "dpmpp")])
+@pytest.mark.parametrize("lower", [False, True])
+def test_published_singlestep_is_diffusers(algorithm: str, name: str, order: int, solver: str, steps: int, lower: bool) -> None:
+    scheduler = DPMSolverSinglestepScheduler(
+        algorithm_type=algorithm, solver_order=order, solver_type=solver, lower_order_final=lower, **PLAIN
+    )
+    sigmas, x = theirs(scheduler, steps)
+    method = f"{name}_{order}s_published"
+    mine = ours(method, sigmas, solver=solver, lower_order_final=lower)
+    np.testing.assert_allclose(mine, x, rtol=1e-10, atol=1e-10)
+
+
+def test_published_methods_say_what_they_cannot_do() -> None:
+    with pytest.raises(ValueError, match="solver='bh1' is unknown; the known ones are 'midpoint', 'heun'"):
+        deis.get_method("dpmpp_2s_published", solver="bh1")
+    with pytest.raises(ValueError, match="solver='bh1' is unknown"):
+        deis.get_method("dpmpp_2m_published", solver="bh1")
+    with pytest.raises(ValueError, match="adds noise in its last step, and cannot end at sigma = 0; end at the smallest noise"):
+        deis.make_plan(deis.EDM(0.0), "dpm_solver_2m_published", 5, tau=1.0)
+    with pytest.raises(ValueError, match=r"'dpmpp_2s_published' has stages in log rho, which is infinite at t=1\.0; use a"):
+        deis.make_plan(deis.FlowMatching(), "dpmpp_2s_published", 5)
+
+
 def test_published_stochastic_dpmpp_is_diffusers() -> None:
     """The same noise: one stream a sample here, one for the batch there, so a batch of one."""
     scheduler = DPMSolverMultistepScheduler(

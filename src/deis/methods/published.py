@@ -6,9 +6,11 @@ with weights w of sum 1. Libraries ship these; the exact forms (`dpmpp_2m`, `uni
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arguments import flag
 from ..plan import Plan
@@ -22,6 +24,7 @@ from .adams import (
     check_tau,
     checked_norm,
     choose_form,
+    is_discrete,
     multistep_plan,
     source,
     step_degrees,
@@ -52,43 +55,188 @@ def normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | N
     return c_p * mean[:, None] / scale(ts[np.maximum(node, 0)])
 
 
-def dpmpp_multistep(
-    order: Literal[2, 3], *, lower_order_final: bool = False, tau: float = 0.0, norm: Norm | None = None
-) -> Builder:
-    """Return the published multistep DPM-Solver++ (Lu et al., arXiv 2211.01095, algorithm 2 and appendix B).
+Solver = Literal["midpoint", "heun"]
 
-    Order 2 is psi x + c_0 [(1 + 1/2r) p_0 - 1/2r p_1], r = h_{i-1} / h_i; with tau = 1 it is SDE-DPM-Solver++ 2M. Order 3 adds
-    divided differences with the weights phi_2 and phi_3 where the exact integral has phi_2 and 2 phi_3, so that it converges at
-    order 2.
+
+def dpm_multistep(
+    *,
+    form: Form,
+    order: Literal[1, 2, 3],
+    solver: Solver = "midpoint",
+    lower_order_final: bool = False,
+    tau: float = 0.0,
+    norm: Norm | None = None,
+) -> Builder:
+    """Return the published multistep DPM-Solver (Lu et al., arXiv 2206.00927) or DPM-Solver++ (arXiv 2211.01095, appendix B).
+
+    Order 2 is psi x + c_0 [(1 + s/r) p_0 - s/r p_1], r = h_{i-1} / h_i, where s is 1/2 with the solver "midpoint" and phi_2 /
+    phi_1, the exact integral, with "heun". Order 3 adds divided differences with the weights phi_2 and phi_3 where the exact
+    integral has phi_2 and 2 phi_3, so that it converges at order 2; its second step, and a lowered one, are those of order 2. With
+    tau = 1 these are SDE-DPM-Solver and SDE-DPM-Solver++. The former doubles c_0 and adds noise of the variance alpha_{i+1}^2
+    (rho_i^2 - rho_{i+1}^2), which is right for short steps only, and so needs an end with noise.
+
+    Raises
+    ------
+    ValueError
+        Where the solver is unknown; and, when a plan is built, where the eps form of tau > 0 ends at sigma = 0.
     """
     tau = check_tau(tau)
     flag("lower_order_final", lower_order_final)
-    name = f"sde_dpmpp_{order}m_published" if tau else f"dpmpp_{order}m_published"
+    _check_solver(solver)
+    name = _dpm_name(form, f"{order}m", tau)
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        form, psi, c_0 = first_order(schedule, ts, "data", tau)
+        psi, c_0, keep_z, power = _dpm_step(schedule, ts, form, tau, name)
         degrees = step_degrees(schedule, ts, order - 1, CLOCKS["log_rho"], form, lower_order_final)
         h = -np.diff(schedule.log_rho(ts))
+        degrees[~np.isfinite(h)] = 0
         c_p = np.zeros((len(psi), degrees.max() + 1))
         for i, degree in enumerate(degrees.tolist()):
-            c_p[i, : degree + 1] = c_0[i] * _dpmpp_weights(h[i], h[i - degree : i][::-1] / h[i])
+            c_p[i, : degree + 1] = c_0[i] * _multistep_weights(power * h[i], h[i - degree : i][::-1] / h[i], solver)
         c_p = normed(schedule, ts, form, c_p, norm)
-        keep_z = transport(schedule, ts, form, tau)[1]
-        plan = multistep_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=source(norm))
-        return check_noise(plan, repr(tau))
+        fitted = source(norm) or ("the reverse diffusion in short steps" if form == "eps" and tau else "")
+        plan = multistep_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=fitted)
+        return plan if form == "eps" else check_noise(plan, repr(tau))
 
     return build
 
 
-def _dpmpp_weights(h: float, r: Array) -> Array:
+def _check_solver(solver: str) -> None:
+    if solver not in ("midpoint", "heun"):
+        raise ValueError(f"solver={solver!r} is unknown; the known ones are 'midpoint', 'heun'")
+
+
+def _dpm_name(form: Form, order: str, tau: float) -> str:
+    return f"{'sde_' if tau else ''}{'dpm_solver' if form == 'eps' else 'dpmpp'}_{order}_published"
+
+
+def _dpm_step(schedule: Schedule, ts: Array, form: Form, tau: float, name: str) -> tuple[Array, Array, Array, float]:
+    """Return psi, c_0 and the factor of the noise of each step, and the power of e^h whose integrals weigh the differences."""
+    if form == "data":
+        _, psi, c_0 = first_order(schedule, ts, form, tau)
+        return psi, c_0, transport(schedule, ts, form, tau)[1], -(1 + tau**2)
+    _, psi, c_0 = first_order(schedule, ts, form)
+    rho = schedule.rho(ts)
+    if tau and rho[-1] == 0:
+        raise ValueError(
+            f"{name!r} adds noise in its last step, and cannot end at sigma = 0; end at the smallest noise of the schedule"
+        )
+    keep_z = tau * schedule.alpha(ts[1:]) * np.sqrt((rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:]))
+    return psi, (1 + tau**2) * c_0, keep_z, 1.0
+
+
+def _shares(k: float) -> tuple[float, float]:
+    """Return phi_2 / phi_1 and phi_3 / phi_1 of e^k: the weights of the differences, as shares of c_0."""
+    phi_1 = np.expm1(k)
+    return (phi_1 / k - 1) / phi_1, ((phi_1 - k) / k**2 - 0.5) / phi_1
+
+
+def _multistep_weights(k: float, r: Array, solver: Solver) -> Array:
     """Return the weights of the newest len(r) + 1 predictions, at the distances r = (h_{i-1}, h_{i-2}) / h_i before each other."""
-    if len(r) < 2:
-        return np.array([1 + 0.5 / r[0], -0.5 / r[0]]) if len(r) else np.ones(1)
+    if len(r) == 0:
+        return np.ones(1)
+    phi_2, phi_3 = _shares(k)
+    if len(r) == 1:
+        share = (0.5 if solver == "midpoint" else phi_2) / r[0]
+        return np.array([1 + share, -share])
     newer, older = np.array([1.0, -1.0, 0.0]) / r[0], np.array([0.0, 1.0, -1.0]) / r[1]
     second = (newer - older) / (r[0] + r[1])
     first = newer + r[0] * second
-    phi_1, phi_2, phi_3 = -np.expm1(-h), np.expm1(-h) / h + 1, (np.expm1(-h) + h) / h**2 - 0.5
-    return np.array([1.0, 0.0, 0.0]) + (phi_2 * first - phi_3 * second) / phi_1
+    return np.array([1.0, 0.0, 0.0]) + phi_2 * first + phi_3 * second
+
+
+@dataclass(frozen=True)
+class GridStages:
+    """The published singlestep DPM-Solver and DPM-Solver++ whose stages lie at the grid's own times: an evaluation a time.
+
+    A step of order k goes from t_i to t_{i+k}, and its stages are the steps of order 1, ..., k - 1 to the times between, from the
+    same state; the exact forms (`dpm_solver_2`, `dpmpp_2s`, ...) place their stages themselves. The last times are met by steps
+    of lower order where the end is at sigma = 0, where the number of times asks for it, or with `lower_order_final`.
+
+    Attributes
+    ----------
+    form : {"eps", "data"}
+    order : {2, 3}
+    solver : {"midpoint", "heun"}
+    lower_order_final : bool
+    skipped : int
+        The number of evaluations that are left out at the beginning: the steps lie where they would lie with them, and a step
+        whose beginning is missing goes from the first time, with the predictions that there are.
+    """
+
+    form: Form
+    order: Literal[2, 3]
+    solver: Solver = "midpoint"
+    lower_order_final: bool = False
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        _check_solver(self.solver)
+
+    @property
+    def name(self) -> str:
+        """The name of the method."""
+        return _dpm_name(self.form, f"{self.order}s", 0.0)
+
+    def __call__(self, schedule: Schedule, ts: Array, grid: str) -> Plan:
+        """Build the plan of a grid."""
+        log_rho, scale = schedule.log_rho(ts), schedule.alpha(ts) if self.form == "eps" else schedule.sigma(ts)
+        if np.isposinf(log_rho[0]):
+            raise ValueError(
+                f"{self.name!r} has stages in log rho, which is infinite at t={ts[0].item()!r}; use a multistep method"
+            )
+        orders = self._orders(len(ts) - 1, bool(np.isneginf(log_rho[-1])))
+        accepts = np.append(orders[1:] == 1, True)
+        n = len(orders)
+        keep_x, next_x, keep_p, next_p = np.ones(n), np.ones(n), np.zeros((n, self.order)), np.zeros((n, self.order))
+        for i, order in enumerate(orders.tolist()):
+            base = i - order + 1
+            c_0 = first_order(schedule, ts[[base, i + 1]], self.form)[2]
+            weights = c_0 * self._weights(log_rho[base] - log_rho[base : i + 2])
+            c_x, c_p = (keep_x, keep_p) if accepts[i] else (next_x, next_p)
+            c_x[i], c_p[i, :order] = scale[i + 1] / scale[base], weights
+        return Plan(
+            t=ts,
+            alpha=schedule.alpha(ts),
+            sigma=schedule.sigma(ts),
+            keep_x=keep_x,
+            keep_p=keep_p,
+            next_x=next_x,
+            next_p=next_p,
+            accepts=accepts,
+            form=self.form,
+            discrete=is_discrete(schedule, ts),
+            method=self.name,
+            grid=grid,
+            schedule=schedule.name,
+        )
+
+    def _orders(self, n: int, clean: bool) -> NDArray[np.intp]:
+        """Return the order of the step that ends at each time after the first."""
+        whole = n + self.skipped
+        orders = np.arange(whole) % self.order + 1
+        if whole % self.order == 0 and (clean or self.lower_order_final):
+            orders[-1] = 1
+            orders[-2] = min(orders[-2], max(self.order - 1, 1))
+        if clean:
+            orders[-1] = 1
+        return np.minimum(orders[self.skipped :], np.arange(n) + 1)
+
+    def _weights(self, h: Array) -> Array:
+        """Return the weights of the predictions, newest first, as shares of c_0; h is log rho's fall from the base to each time."""
+        if len(h) == 2:
+            return np.ones(1)
+        phi_2, phi_3 = _shares(h[-1] if self.form == "eps" else -h[-1])
+        r = h[1:-1] / h[-1]
+        if len(h) == 3:
+            share = (0.5 if self.solver == "midpoint" else phi_2) / r[0]
+            return np.array([share, 1 - share])
+        newest = np.array([1.0, 0.0, -1.0]) / r[1]
+        base = np.array([0.0, 0.0, 1.0])
+        if self.solver == "midpoint":
+            return base + phi_2 * newest
+        middle = np.array([0.0, 1.0, -1.0]) / r[0]
+        return base + (phi_2 * (r[1] * middle - r[0] * newest) + 2 * phi_3 * (newest - middle)) / (r[1] - r[0])
 
 
 def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool = False, norm: Norm | None = None) -> Builder:

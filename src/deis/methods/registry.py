@@ -6,15 +6,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from ..arguments import kind
+from ..quadrature import Form
 from .adams import Builder, adams
 from .ipndm import ipndm
-from .published import dpmpp_multistep, unipc
+from .published import GridStages, dpm_multistep, unipc
 from .runge_kutta import rho_rk
 from .singlestep import exponential_rk
-from .stochastic import ddim, edm_heun
+from .stochastic import ddim, edm_heun, renoise
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def _named(name: str, *arguments: Any) -> Callable[..., Builder]:
     return partial(adams, *arguments, name=name)
 
 
+_DPM: tuple[tuple[str, Form, str], ...] = (("dpm_solver", "eps", "2206.00927"), ("dpmpp", "data", "2211.01095"))
+_ORDERS: tuple[Literal[2, 3], ...] = (2, 3)
+
 REGISTRY = (
     Entry(
         "auto", _named("auto", "data", "vp_t", 1, 2),
@@ -97,8 +101,13 @@ REGISTRY = (
     Entry("dpm_solver_3m", _named("dpm_solver_3m", "eps", "log_rho", 2), "eps", "log_rho", "3", "1", "arXiv 2206.00927, exact"),
     Entry("dpmpp_2m", _named("dpmpp_2m", "data", "log_rho", 1), "data", "log_rho", "2", "1", "arXiv 2211.01095, exact"),
     Entry("dpmpp_3m", _named("dpmpp_3m", "data", "log_rho", 2), "data", "log_rho", "3", "1", "arXiv 2211.01095, exact"),
-    Entry("dpmpp_2m_published", partial(dpmpp_multistep, 2), "data", "log_rho", "2", "1", "arXiv 2211.01095, as libraries ship it"),
-    Entry("dpmpp_3m_published", partial(dpmpp_multistep, 3), "data", "log_rho", "2", "1", "arXiv 2211.01095, as libraries ship it"),
+    *(
+        Entry(
+            f"{name}_{order}m_published", partial(dpm_multistep, form=form, order=order),
+            form, "log_rho", "2", "1", f"arXiv {paper}, as libraries ship it; `solver=`",
+        )
+        for name, form, paper in _DPM for order in _ORDERS
+    ),
     Entry("unipc<q>", _unipc, "data", "log_rho", "q + 1", "1", "UniPC, arXiv 2302.04867, exact; `unipc2`, `unipc3`, ..."),
     Entry("unipc<q>_bh1", partial(unipc, solver="bh1"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = h"),
     Entry("unipc<q>_bh2", partial(unipc, solver="bh2"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = e^h - 1"),
@@ -108,14 +117,26 @@ REGISTRY = (
     Entry("dpm_solver_3", partial(exponential_rk, "eps", "dpm_solver_3", 3), "eps", "log_rho", "3", "3", "arXiv 2206.00927"),
     Entry("dpmpp_2s", partial(exponential_rk, "data", "dpmpp_2s", 2), "data", "log_rho", "2", "2", "arXiv 2211.01095"),
     Entry("dpmpp_3s", partial(exponential_rk, "data", "dpmpp_3s", 3), "data", "log_rho", "3", "3", "arXiv 2211.01095"),
+    *(
+        Entry(
+            f"{name}_{order}s_published", partial(GridStages, form, order),
+            form, "log_rho", str(order), "1", f"arXiv {paper}, its stages at the grid's times; `solver=`",
+        )
+        for name, form, paper in _DPM for order in _ORDERS
+    ),
     Entry("ancestral", partial(ddim, 1.0), "eps*", "any", "1, weak", "1", "DDPM, arXiv 2006.11239: `ddim` of eta = 1"),
+    Entry("renoise", renoise, "data", "any", "none", "1", "all the noise anew, arXiv 2303.01469, algorithm 1"),
+    Entry(
+        "sde_dpmpp_1m", partial(adams, "data", "log_rho", 0, tau=1.0, name="sde_dpmpp_1m"),
+        "data", "any", "1, weak", "1", "SDE-DPM-Solver++ 1, arXiv 2211.01095",
+    ),
     Entry(
         "sde_dpmpp_2m", partial(adams, "data", "log_rho", 1, tau=1.0, name="sde_dpmpp_2m"),
         "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M, arXiv 2211.01095, exact",
     ),
     Entry(
-        "sde_dpmpp_2m_published", partial(dpmpp_multistep, 2, tau=1.0),
-        "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M as libraries ship it",
+        "sde_dpmpp_2m_published", partial(dpm_multistep, form="data", order=2, tau=1.0),
+        "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M as libraries ship it; `solver=`",
     ),
     Entry(
         "sa_solver", partial(adams, "data", "log_rho", 1, 2, tau=1.0, name="sa_solver"),

@@ -48,6 +48,17 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
     return build
 
 
+def renoise() -> Builder:
+    """Return the method that renews all the noise: x_{i+1} = alpha_{i+1} x_0 + sigma_{i+1} z (Song et al., arXiv 2303.01469)."""
+
+    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+        alpha, sigma = schedule.alpha(ts), schedule.sigma(ts)
+        nothing = np.zeros(len(ts) - 1)
+        return multistep_plan(schedule, ts, "data", nothing, alpha[1:, None], "renoise", grid, keep_z=sigma[1:])
+
+    return build
+
+
 def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0) -> SingleStep:
     """Return EDM's sampler (Karras et al., arXiv 2206.00364, algorithm 2): Heun's method in rho, and noise added before a step.
 
