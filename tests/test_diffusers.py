@@ -16,8 +16,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 import deis
+import deis.cut
 from deis.adapters.diffusers import PlanScheduler
-from deis.adapters.diffusers_config import FAMILIES
+from deis.adapters.diffusers_config import FAMILIES, signature
 from deis.machine import run_rows
 from deis.run.torch import combine
 
@@ -162,9 +163,25 @@ def test_a_later_beginning_is_the_method_on_the_times_that_are_left(method: str)
         scheduler.step(x, scheduler.timesteps[0], x)
 
 
-def test_a_stage_is_no_beginning() -> None:
-    with pytest.raises(ValueError, match="begin_index=3 lies within a step of 'rhork_2heun'"):
-        run(PlanScheduler(**SD, method="rhork_2heun", final_sigmas_type="sigma_min"), first=3)
+@pytest.mark.parametrize("method", ["rhork_2heun", "dpm_solver_3", "dpmpp_3s", "rhork_3kutta", "edm_heun"])
+@pytest.mark.parametrize("first", [3, 4])
+def test_a_beginning_within_a_step_makes_the_evaluations_that_are_left(method: str, first: int) -> None:
+    scheduler = PlanScheduler(**SD, method=method, final_sigmas_type="sigma_min")
+    x = noise(2, 3, 8, 8)
+    x_0 = run(scheduler, x=x, first=first)
+    rest = deis.cut.from_call(scheduler.plan, first)
+    assert rest.nfe == 10 - first
+    assert (rest.t[:-1] - 1).tolist() == scheduler.timesteps[first:].double().tolist() or method != "rhork_2heun"
+    expected = deis.sample(rest, deis.Denoiser(lambda x, t: network(x, t[0] - 1), scheduler.sde), x)
+    torch.testing.assert_close(x_0, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_published_singlestep_begins_as_diffusers_does(order: int, first: int) -> None:
+    theirs = diffusers.DPMSolverSinglestepScheduler(**SD, solver_order=order)
+    ours = PlanScheduler.from_config(theirs.config)
+    torch.testing.assert_close(run(ours, first=first), run(theirs, first=first), rtol=1e-5, atol=1e-5)
 
 
 def test_the_state_may_be_changed_between_steps() -> None:
@@ -364,8 +381,10 @@ def test_a_plan_that_is_given_has_its_own_times() -> None:
         scheduler.set_timesteps(6)
     with pytest.raises(ValueError, match="has times of its own; leave timesteps and sigmas out"):
         scheduler.set_timesteps(timesteps=[999, 500, 0])
-    with pytest.raises(ValueError, match="cannot begin with step 2, as strength < 1 asks"):
-        run(scheduler, num_inference_steps=5, first=2)
+    x = noise(2, 3, 8, 8)
+    x_0 = run(scheduler, x=x, num_inference_steps=5, first=2)
+    model = deis.Denoiser(lambda x, t: network(x, t[0] - 1), scheduler.sde)
+    torch.testing.assert_close(x_0, deis.sample(deis.cut.from_call(scheduler.plan, 2), model, x), rtol=1e-6, atol=1e-6)
     saving = PlanScheduler.from_plan(deis.make_plan(scheduler.sde, "tab2", 5, afs=0.5), PlanScheduler(**SD).config)
     with pytest.raises(ValueError, match="begins without an evaluation"):
         saving.set_timesteps()
@@ -395,7 +414,14 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
         ({"_class_name": "LCMScheduler"}, "a configuration of 'LCMScheduler' has no plan"),
         ({"_class_name": "UniPCMultistepScheduler", "predict_x0": False}, "predict_x0=False has no published plan"),
         ({"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0]}, "disable_corrector and solver_p have no plan"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver"}, "algorithm_type='sde-dpmsolver'"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "solver_order": 3},
+            "algorithm_type='sde-dpmsolver' of solver_order=3 has no plan; give method=",
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "euler_at_final": True, "final_sigmas_type": "sigma_min"},
+            "euler_at_final=True has no plan where the end is final_sigmas_type='sigma_min'; leave one",
+        ),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas=True has no plan"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type='continuous' has no plan"),
     ],
@@ -501,12 +527,30 @@ def test_noise_is_added_as_diffusers_adds_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_configurations_go_through_every_neighbour_and_come_back(name: str) -> None:
+    """The noise and the spacing as they were; the method and the times are the neighbour's own, and no longer the first one's."""
     scheduler = PlanScheduler(**SD, method="tab2", method_options={"lower_order_final": True}, timestep_spacing="trailing")
     assert getattr(diffusers, name) in scheduler.compatibles
     there = getattr(diffusers, name).from_config(scheduler.config)
-    back = PlanScheduler.from_config(there.config)
-    same = {key: value for key, value in back.config.items() if key in scheduler.config and not key.startswith("_")}
-    assert same == {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    named = {"_class_name": name} if name in ("LMSDiscreteScheduler", "KDPM2DiscreteScheduler") else {}  # of the same parameters
+    back = PlanScheduler.from_config(there.config | named)
+    assert {key: back.config[key] for key in SD} | {"spacing": back.config.timestep_spacing} == SD | {"spacing": "trailing"}
+    fresh = PlanScheduler.from_config({"_class_name": name} | dict(getattr(diffusers, name)(**_known(name)).config))
+    assert (back.config.method, back.config.times) == (fresh.config.method, fresh.config.times)
+    assert back.config.method_options == fresh.config.method_options
+    back.set_timesteps(10)
+
+
+def _known(name: str) -> dict[str, Any]:
+    return {key: value for key, value in SD.items() if key in signature(name)}
+
+
+def test_a_saved_configuration_is_one_for_a_neighbour(tmp_path: Path) -> None:
+    """It holds None for what nobody chose, which is no setting of another class."""
+    PlanScheduler(**SD, method="tab3").save_pretrained(tmp_path)
+    saved = PlanScheduler.from_pretrained(tmp_path)
+    there = diffusers.DPMSolverMultistepScheduler.from_config(saved.config)
+    assert (there.config.beta_start, there.config.timestep_spacing) == (SD["beta_start"], "linspace")
+    there.set_timesteps(5)
 
 
 def test_the_defaults_of_a_neighbour_are_nobody_s_choice_for_the_next() -> None:

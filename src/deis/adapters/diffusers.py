@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +21,13 @@ with needs("diffusers", "deis.adapters.diffusers"):
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
+from ..cut import from_call
 from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
 from ..methods.adams import Builder
+from ..methods.published import GridStages
+from ..methods.registry import find
+from ..methods.singlestep import SingleStep
 from ..model.threshold import dynamic_threshold, static_threshold
 from ..plan import Plan
 from ..run.stepwise import Stepwise
@@ -30,6 +36,7 @@ from .diffusers_config import (
     DPM,
     FAMILIES,
     FLOW,
+    NOT_OF_FLOW,
     PREDICTS,
     SHORT,
     UNSUPPORTED,
@@ -38,10 +45,13 @@ from .diffusers_config import (
     grid_of,
     is_flow,
     known_keys,
-    parameters,
+    levels_asked,
+    names_spacing,
     schedule_of,
+    signature,
     source,
     time_of_sigmas,
+    unread,
 )
 from .levels import FLOAT32
 
@@ -55,6 +65,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     matching. `set_timesteps(n)` makes a plan of n *network evaluations*, and `timesteps` has one entry for each, the stages of
     singlestep methods and of Heun's included. States are carried in float32 or better from step to step.
 
+    Each evaluation is at the time of its noise level. diffusers' own classes round some of these times and keep the level: of
+    Karras' and Lu's spacings, and of stages between two times. A time beyond the training's is given to the network as its last,
+    or first, as there.
+
     Parameters
     ----------
     method : str
@@ -62,14 +76,17 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     method_options : dict, optional
         Its options, such as ``{"corrector": 2}``.
     ts_phase, ts_order
-        A grid of `deis.make_grid` in place of diffusers' spacing, such as ``ts_phase="vp_t"``.
+        A grid of `deis.make_grid` in place of diffusers' spacing, such as ``ts_phase="vp_t"``. "auto" runs on its own grid, vp_t of
+        power 2, unless a spacing is named: by ts_phase, by use_karras_sigmas and the like, by a shift of flow matching, or by a
+        timestep_spacing, in a configuration one that is not its class's default.
     plan : dict, optional
         The document of a plan to run, see `from_plan`.
     times : str
         The scheduler of diffusers whose `set_timesteps` spaces the times; `from_config` chooses it.
     prediction_type : {"epsilon", "sample", "v_prediction", "flow_prediction"}
     thresholding, dynamic_thresholding_ratio, sample_max_value, clip_sample, clip_sample_range
-        As in diffusers; the prediction of x_0 is thresholded, and that of eps follows it.
+        As in diffusers; the prediction of x_0 is thresholded, and that of eps follows it, as in diffusers' DDIM with
+        use_clipped_model_output=True.
     variance_type : {"learned", "learned_range"}, optional
         The network returns a variance behind the prediction, in channels of their own, which is left out.
     others
@@ -110,6 +127,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         set_alpha_to_one: bool | None = None,
         final_sigmas_type: str | None = None,
         rescale_betas_zero_snr: bool | None = None,
+        lambda_min_clipped: float | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
         use_karras_sigmas: bool | None = None,
         use_exponential_sigmas: bool | None = None,
         use_beta_sigmas: bool | None = None,
@@ -118,11 +138,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         flow_shift: float | None = None,
         shift: float | None = None,
         use_dynamic_shifting: bool | None = None,
+        time_shift_type: str | None = None,
+        shift_terminal: float | None = None,
     ) -> None:
         if prediction_type not in PREDICTS:
             raise ValueError(f"prediction_type={prediction_type!r} is unknown; the known ones are {', '.join(map(repr, PREDICTS))}")
         if times not in {family.times for family in FAMILIES.values()}:
             raise ValueError(f"times={times!r} names no scheduler whose times are known; {DPM!r} is the usual one")
+        _check_spacing(self.config)
         if plan is not None and is_flow(self.config):
             self.register_to_config(use_flow_sigmas=True)  # tells pipelines to pass no sigmas of their own
         kind = source(self.config)
@@ -137,6 +160,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.as_tensor(kind.timesteps)
+        self._values: list[float] = []
         self.sigmas = torch.zeros(0)
         self._plan: Plan | None = None
         self._rewind()
@@ -158,12 +182,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         ValueError
             For an unknown key, or a setting that there is no plan for.
         """
-        config, kwargs = _translated(dict(config or {}), kwargs)
+        config, kwargs, left = _translated(dict(config or {}), kwargs)
         defaults = config.pop("_defaults_of_origin", [])
         made, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
-        if defaults:
-            own = made.config.get("_use_default_values", [])
-            made.register_to_config(_use_default_values=sorted({*own, *defaults}))
+        own = set(made.config.get("_use_default_values", [])) - set(left)
+        made.register_to_config(**left, _use_default_values=sorted({*own, *defaults}))
         return (made, unused) if return_unused_kwargs else made
 
     @classmethod
@@ -261,14 +284,24 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if sigmas is not None:
             sigmas = _falling("sigmas", sigmas)
             return self._built(grid_of(self.config, self.sde, len(sigmas), mu, sigmas[:-1] if sigmas[-1] == 0 else sigmas))
-        steps = int(steps or 0)
+        steps, most = int(steps or 0), self.config.num_train_timesteps
+        if steps > most and not is_flow(self.config):
+            raise ValueError(f"num_inference_steps={steps!r} is more than the {most} times of the training")
         if self.config.ts_phase is not None:
-            return make_plan(self.sde, self._builder(steps), None, self.config.ts_phase, self.config.ts_order, nfe=steps)
+            return make_plan(self._span(), self._builder(steps), None, self.config.ts_phase, self.config.ts_order, nfe=steps)
+        if self.config.method == "auto" and not names_spacing(self.config):
+            return make_plan(self._span(), self._builder(steps), None, *find("auto")[0].grid, nfe=steps)
         counts = evaluations_of_steps(self._builder(steps), steps, is_flow(self.config) or ends_at_data(self.config))
         return self._built(grid_of(self.config, self.sde, len(counts), mu), steps)
 
     def _built(self, ts: Array, nfe: int | None = None) -> Plan:
         return make_plan(self.sde, self._builder(len(ts) - 1), ts=ts, nfe=nfe)
+
+    def _span(self) -> Schedule:
+        """Return the schedule, down to the smallest noise of the training where the configuration ends there."""
+        if isinstance(self.sde, VPSDE) and not ends_at_data(self.config):
+            return replace(self.sde, sampling_eps=1.0)
+        return self.sde
 
     def _builder(self, steps: int) -> Builder:
         options = dict(self.config.method_options or {})
@@ -301,7 +334,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _timestep_of(self, t: Array) -> Array:
         """Return the training times of a plan's times."""
-        return t * self.config.num_train_timesteps if is_flow(self.config) else t - self._shift
+        most = self.config.num_train_timesteps
+        return t * most if is_flow(self.config) else np.clip(t - self._shift, 0, most - 1)
 
     def _shift_of(self, plan: Plan) -> float:
         """Return how far the times of a plan that was given lie behind the training's: 1, or 0 without a noise-free end."""
@@ -347,11 +381,18 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
             return (timestep.storage_offset() - own.storage_offset()) // (own.stride(0) or 1)
         value = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-        values = np.array(self._values if own is self.timesteps else own.tolist())
-        near: list[int] = np.flatnonzero(np.abs(values - value) <= 1e-6 * max(abs(value), 1.0)).tolist()
-        if not near:
-            raise ValueError(f"timestep={value!r} is none of the scheduler's, which are {values.tolist()}")
-        return self._step_index if self._step_index is not None and self._step_index in near else near[0]
+        values = self._values if own is self.timesteps else own.tolist()
+        place = self._place_of(value, values)
+        if place is None:
+            raise ValueError(f"timestep={value!r} is none of the scheduler's, which are {values}")
+        return place
+
+    def _place_of(self, timestep: float, values: list[float] | None = None) -> int | None:
+        """Return the number of the entry with this value, of several the one that is next or first; None where there is none."""
+        array = np.array(self._values if values is None else values)
+        near: list[int] = np.flatnonzero(np.abs(array - timestep) <= 1e-6 * max(abs(timestep), 1.0)).tolist()
+        following = self._begin_index if self._step_index is None else self._step_index
+        return following if following in near else near[0] if near else None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the sample: the network sees the state itself."""
@@ -407,22 +448,21 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return i
 
     def _begin(self, first: int) -> None:
-        """Begin; with a later step: the same method on the times that are left, because no predictions from before are there."""
+        """Begin; with a later step: with what is left of the plan, because no predictions from before are there."""
         plan = self.plan
         if not 0 <= first < plan.nfe:
             raise ValueError(f"begin_index={first!r} must lie in 0 ... {plan.nfe - 1}")
-        if first > 0 and self._given is not None:
-            raise ValueError(
-                f"the plan {plan.method!r} was given as a whole and cannot begin with step {first}, as strength < 1 asks; "
-                "use from_config(..., method=...), or a plan that starts there"
-            )
-        row = int(np.flatnonzero(plan.calls)[first])
-        place = int(plan.accepts[:row].sum())
-        if plan.t[row] != plan.ts[place]:
-            raise ValueError(f"begin_index={first!r} lies within a step of {plan.method!r}; begin with one of its full steps")
-        if first > 0:
-            plan = make_plan(self.sde, self._builder(plan.num_step), ts=plan.ts[place:], nfe=plan.nfe - first)
-        self._step_index, self._run = first, Stepwise(plan, self._predicts, self._threshold)
+        left = self._left(plan, first) if first > 0 else plan
+        self._step_index, self._run = first, Stepwise(left, self._predicts, self._threshold)
+
+    def _left(self, plan: Plan, first: int) -> Plan:
+        """Return the rest of a plan: cut, or for a multistep method by name the method on the times that are left."""
+        builder = self._builder(plan.num_step)
+        if self._given is not None or isinstance(builder, SingleStep):
+            return from_call(plan, first)
+        if isinstance(builder, GridStages):
+            builder = replace(builder, skipped=first)
+        return make_plan(self.sde, builder, ts=plan.t[first:], nfe=plan.nfe - first)
 
     def _prediction_of(self, m: Tensor, sample: Tensor) -> Tensor:
         if self.config.variance_type in ("learned", "learned_range") and m.ndim > 1 and m.shape[1] == 2 * sample.shape[1]:
@@ -446,13 +486,26 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         t = np.atleast_1d(to_numpy(timesteps))
         most = self.config.num_train_timesteps
-        flow = is_flow(self.config)
-        if not ((t >= 0) & (t <= (most if flow else most - 1))).all():
+        if not ((t >= 0) & (t <= (most if is_flow(self.config) else most - 1))).all():
             raise ValueError(f"timesteps={t.tolist()} must lie within the training's {most} times")
-        times = t / most if flow else t + 1
         shape = (-1, *(1,) * (original_samples.ndim - 1))
-        alpha, sigma = (torch.from_numpy(f(times)).to(original_samples).reshape(shape) for f in (self.sde.alpha, self.sde.sigma))
+        alpha, sigma = (torch.from_numpy(level).to(original_samples).reshape(shape) for level in self._levels_of(t))
         return alpha * original_samples + sigma * noise
+
+    def _levels_of(self, timesteps: Array) -> tuple[Array, Array]:
+        """Return alpha and sigma at training times: of the plan at its own, which may miss the training's, else of the table."""
+        if is_flow(self.config):
+            times = timesteps / self.config.num_train_timesteps
+            return self.sde.alpha(times), self.sde.sigma(times)
+        times = timesteps + 1.0
+        for i, t in enumerate(timesteps.tolist()):
+            place = self._place_of(t)
+            times[i] = times[i] if place is None else self.plan.t[np.flatnonzero(self.plan.calls)[place]] - self._shift + 1
+        alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
+        whole = (times == np.rint(times)) & (times <= self.config.num_train_timesteps)
+        abar = self.alphas_cumprod.double().numpy()[times[whole].astype(int) - 1]
+        alpha[whole], sigma[whole] = np.sqrt(abar), np.sqrt(1 - abar)
+        return alpha, sigma
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """Return `add_noise`, as flow-matching pipelines call it."""
@@ -462,40 +515,77 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return int(self.config.num_train_timesteps)
 
 
-def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a configuration and the arguments that replace it, as `PlanScheduler` reads them."""
+_OURS = ("method", "method_options", "ts_phase", "ts_order", "plan", "times")
+
+
+def _check_spacing(config: Mapping[str, Any]) -> None:
+    """Raise ValueError where two settings space the times, or one says nothing of them."""
+    levels = levels_asked(config)
+    if config["ts_phase"] is not None and levels:
+        raise ValueError(f"ts_phase={config['ts_phase']!r} and {levels[0]}=True name two grids; leave one out, or set it to None")
+    if not is_flow(config):
+        return
+    for name in NOT_OF_FLOW:
+        if config[name] is not None:
+            raise ValueError(f"{name}={config[name]!r} says nothing of flow matching, whose times have a shift; leave it out")
+    if config["final_sigmas_type"] == "sigma_min":
+        raise ValueError("final_sigmas_type='sigma_min' has no meaning for flow matching, which ends at the data; leave it out")
+
+
+def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return a configuration and the arguments that replace it, as `PlanScheduler` reads them, and what other classes may read."""
     origin = config.get("_class_name") or _class_of(config, "method" in kwargs)
-    ours = set(PlanScheduler._get_init_keys(PlanScheduler))
-    unknown = {name for name in {*config, *kwargs} if not name.startswith("_")} - known_keys() - ours - _LOADING
+    unknown = {name for name in {*config, *kwargs} if not name.startswith("_")} - known_keys() - set(_own()) - _LOADING
     if unknown:
         raise ValueError(f"the configuration has the unknown keys {sorted(unknown)}; a scheduler's config.json has none of these")
     for name, allowed in UNSUPPORTED.items():
         if config.get(name) not in allowed:
             raise ValueError(f"{name}={config[name]!r} has no plan; only {allowed[-1]!r} has")
-    if origin == PlanScheduler.__name__ or "times" in config:
-        return config, kwargs
+    if origin != PlanScheduler.__name__:
+        config, kwargs = _of_family(origin, config, kwargs)
+    merged = {**config, **kwargs}
+    for name in unread(merged).intersection(name for name, value in kwargs.items() if value not in (None, False)):
+        raise ValueError(
+            f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
+        )
+    inert = set(NOT_OF_FLOW).intersection(config) if is_flow(merged) else set()
+    left = {name: config.pop(name) for name in inert.difference(kwargs)}
+    # None is what this class writes for what nobody chose, and no other class can read it
+    return {name: value for name, value in config.items() if value is not None}, kwargs, left
+
+
+def _of_family(origin: str, config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration of another class, and the arguments, with the method and the times that it stands for."""
     if origin not in FAMILIES:
         raise ValueError(f"a configuration of {origin!r} has no plan; the known ones are {', '.join(map(repr, FAMILIES))}")
+    family = FAMILIES[origin]
+    config = {name: value for name, value in config.items() if name not in _OURS}  # an earlier PlanScheduler's
+    if kwargs.get("method") is None:
+        name, options = family.method({**config, **kwargs})
+        kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
+    if kwargs["method"] == "auto" and config.get("timestep_spacing") == signature(origin).get("timestep_spacing"):
+        config.pop("timestep_spacing", None)
     # What the origin had by default is its meaning here, and again nobody's choice for the next class.
     config["_defaults_of_origin"] = config.pop("_use_default_values", [])
-    family = FAMILIES[origin]
-    merged = {**config, **kwargs}
-    if kwargs.get("method") is None:
-        name, options = family.method(merged)
-        kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
     return config, {"times": family.times} | kwargs
 
 
+def _own() -> list[str]:
+    return list(inspect.signature(PlanScheduler.__init__).parameters)[1:]
+
+
 def _class_of(config: Mapping[str, Any], any_method: bool) -> str:
-    """Return the class whose parameters a configuration without a name has, one that was never saved; this one's for others.
+    """Return the class of a configuration without a name, one that was never saved: its own parameters come first, in their order.
 
     Raises
     ------
     ValueError
         Where classes of several methods have these parameters, and it matters.
     """
-    names = {name for name in config if not name.startswith("_")}
-    alike = [family for family in FAMILIES if names == parameters(family)]
+    names = [name for name in config if not name.startswith("_")]
+    parameters = {family: list(signature(family)) for family in FAMILIES} | {PlanScheduler.__name__: _own()}
+    alike = [family for family, own in parameters.items() if names[: len(own)] == own or set(names) == set(own)]
+    alike = [family for family in alike if len(parameters[family]) == max(len(parameters[name]) for name in alike)]
     if len(alike) > 1 and not any_method:
         raise ValueError(f"the configuration may be that of {' or '.join(alike)}; give it _class_name, as saving it does")
     return alike[0] if alike else PlanScheduler.__name__
@@ -520,6 +610,10 @@ def _falling(argument: str, values: Any) -> Array:
 
 
 def _threshold(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
+    if config["thresholding"] and config["sample_max_value"] < 1:
+        # torch's clamp of a quantile to at least 1 and at most less, as diffusers does it, is the latter
+        clip = static_threshold(config["sample_max_value"])
+        return lambda x_0: clip(x_0) / config["sample_max_value"]
     if config["thresholding"]:
         return dynamic_threshold(config["dynamic_thresholding_ratio"], most=config["sample_max_value"])
     return static_threshold(config["clip_sample_range"]) if config["clip_sample"] else None

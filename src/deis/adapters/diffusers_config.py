@@ -32,7 +32,14 @@ _SPACING = frozenset(
     """.split()  # noqa: SIM905
 )
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 _ROUNDING = 1e-3  # of times from noise levels in float32
+_EQUAL = 1e-6  # levels in float32
+NOT_OF_FLOW = (
+    "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset",
+    "set_alpha_to_one", "lambda_min_clipped", "use_lu_lambdas",
+)  # fmt: skip
+"""What says nothing of the times of flow matching."""
 SHORT = 15
 WHEN_SHORT = f"below {SHORT} steps"
 """For the option lower_order_final: the rule of diffusers' DPM-Solver and DEIS."""
@@ -59,24 +66,40 @@ def _deis(config: Config) -> tuple[str, dict[str, Any]]:
 def _dpm(config: Config) -> tuple[str, dict[str, Any]]:
     order, options = config.get("solver_order", 2), _final(config)
     algorithm, heun = config.get("algorithm_type", "dpmsolver++"), config.get("solver_type", "midpoint") == "heun"
-    if order == 1:
-        return ("ancestral", {}) if algorithm.startswith("sde") else ("ddim", {})
-    if algorithm == "dpmsolver++" and order in (2, 3):
-        return (f"dpmpp_{order}m" if heun and order == 2 else f"dpmpp_{order}m_published"), options
-    if algorithm == "dpmsolver" and order in (2, 3):
-        return f"dpm_solver_{order}m", options
-    if algorithm == "sde-dpmsolver++" and order == 2:
-        return "sde_dpmpp_2m" if heun else "sde_dpmpp_2m_published", options
+    if config.get("euler_at_final") and not ends_at_data(config):
+        raise ValueError("euler_at_final=True has no plan where the end is final_sigmas_type='sigma_min'; leave one of them out")
+    solver = {"solver": "heun"} if heun else {}
+    match algorithm, order:
+        case (("dpmsolver" | "dpmsolver++"), 1):
+            return "ddim", {}
+        case "dpmsolver++", 2 if heun:
+            return "dpmpp_2m", options
+        case "dpmsolver++", (2 | 3):
+            return f"dpmpp_{order}m_published", options | solver
+        case "dpmsolver", (2 | 3):
+            return f"dpm_solver_{order}m_published", options | solver
+        case "sde-dpmsolver++", 1:
+            return "sde_dpmpp_1m", {}
+        case "sde-dpmsolver++", 2:
+            return "sde_dpmpp_2m" if heun else "sde_dpmpp_2m_published", options
+        case "sde-dpmsolver", 1:
+            return "dpm_solver_2m_published", {"order": 1, "tau": 1.0}
+        case "sde-dpmsolver", 2:
+            return "dpm_solver_2m_published", options | solver | {"tau": 1.0}
     raise ValueError(f"algorithm_type={algorithm!r} of solver_order={order!r} has no plan; give method=, such as 'tab3' or 'auto'")
 
 
 def _singlestep(config: Config) -> tuple[str, dict[str, Any]]:
     order, algorithm = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++")
-    if algorithm not in ("dpmsolver", "dpmsolver++") or order not in (1, 2, 3):
-        raise ValueError(f"algorithm_type={algorithm!r} of solver_order={order!r} has no plan; give method=, such as 'dpmpp_2s'")
-    if order == 1:
-        return "ddim", {}
-    return (f"dpmpp_{order}s" if algorithm == "dpmsolver++" else f"dpm_solver_{order}"), {}
+    if order == 1 and algorithm in ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"):
+        return ("sde_dpmpp_1m" if algorithm.startswith("sde") else "ddim"), {}
+    if algorithm not in ("dpmsolver", "dpmsolver++") or order not in (2, 3):
+        raise ValueError(
+            f"algorithm_type={algorithm!r} of solver_order={order!r} has no plan; give method=, such as 'sde_dpmpp_2m'"
+        )
+    options = {"solver": "heun"} if config.get("solver_type") == "heun" else {}
+    lower = {"lower_order_final": True} if config.get("lower_order_final") else {}
+    return f"{'dpmpp' if algorithm == 'dpmsolver++' else 'dpm_solver'}_{order}s_published", options | lower
 
 
 def _unipc(config: Config) -> tuple[str, dict[str, Any]]:
@@ -88,14 +111,14 @@ def _unipc(config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def _flow_euler(config: Config) -> tuple[str, dict[str, Any]]:
-    return ("ancestral", {}) if config.get("stochastic_sampling") else ("ddim", {})
+    return ("renoise", {}) if config.get("stochastic_sampling") else ("ddim", {})
 
 
 def _final(config: Config, always: bool = False) -> dict[str, Any]:
     return {"lower_order_final": always or WHEN_SHORT} if config.get("lower_order_final", True) else {}
 
 
-_EULER, _DDIM = "EulerDiscreteScheduler", "DDIMScheduler"
+_EULER, _DDIM, _HEUN = "EulerDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"
 FAMILIES: dict[str, Family] = {
     "DDIMScheduler": Family(_fixed("ddim"), _DDIM),
     "DDPMScheduler": Family(_fixed("ancestral"), "DDPMScheduler"),
@@ -103,7 +126,7 @@ FAMILIES: dict[str, Family] = {
     "EulerDiscreteScheduler": Family(_fixed("ddim"), _EULER),
     "EulerAncestralDiscreteScheduler": Family(_fixed("ancestral"), _EULER),
     "LMSDiscreteScheduler": Family(_fixed("lms4"), _EULER),
-    "HeunDiscreteScheduler": Family(_fixed("edm_heun"), _EULER),
+    "HeunDiscreteScheduler": Family(_fixed("edm_heun"), _HEUN),
     "KDPM2DiscreteScheduler": Family(_fixed("dpm_solver_2"), _EULER),
     "DPMSolverMultistepScheduler": Family(_dpm, DPM),
     "DPMSolverSinglestepScheduler": Family(_singlestep, DPM),
@@ -121,9 +144,18 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 @cache
+def signature(name: str) -> dict[str, Any]:
+    """Return the names that a configuration of a scheduler of diffusers holds, in order, and their defaults."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(getattr(diffusers, name).__init__).parameters.items()
+        if name != "self"
+    }
+
+
 def parameters(name: str) -> frozenset[str]:
     """Return the names that a configuration of a scheduler of diffusers holds."""
-    return frozenset(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
+    return frozenset(signature(name))
 
 
 @cache
@@ -132,56 +164,110 @@ def known_keys() -> frozenset[str]:
     return frozenset().union(*map(parameters, FAMILIES))
 
 
-def source(config: Config) -> Any:
-    """Return the scheduler of diffusers that spaces the times of a configuration, and holds its betas."""
-    names = parameters(config["times"]) & _SPACING
-    given = {name: value for name, value in config.items() if name in names and value is not None}
-    return getattr(diffusers, config["times"])(**given)
+def source(config: Config, name: str | None = None) -> Any:
+    """Return the scheduler of diffusers that holds the betas of a configuration, or the one of a name, with its settings.
+
+    Raises
+    ------
+    ValueError
+        Where that class does not know the beta_schedule.
+    """
+    kind = getattr(diffusers, name or config["times"])
+    names = parameters(kind.__name__) & _SPACING
+    given = {name: config[name] for name in names if config.get(name) is not None}
+    try:
+        made = kind(**given)
+    except NotImplementedError:
+        raise ValueError(
+            f"beta_schedule={config.get('beta_schedule')!r} is unknown to {kind.__name__}; give its betas as trained_betas"
+        ) from None
+    # diffusers' spacings read these two of any configuration that has them
+    bounds = {name: config[name] for name in ("sigma_min", "sigma_max") if config.get(name) is not None and name not in names}
+    made.register_to_config(**bounds)
+    return made
 
 
 def schedule_of(config: Config, kind: Any) -> Schedule:
-    """Return the noise schedule: flow matching, t = sigma; or that of alphas_cumprod, t = timestep + 1, and t = 0 the data."""
+    """Return the noise schedule: flow matching, t = sigma; or that of alphas_cumprod, t = timestep + 1, and t = 0 the data.
+
+    Where the levels start beyond the training's, at sigma_max, that is a further time, N + 1.
+    """
     if is_flow(config):
         return FlowMatching()
-    return with_data(kind.alphas_cumprod)
+    abar, most = kind.alphas_cumprod.double().numpy(), config.get("sigma_max")
+    if levels_asked(config) and most is not None and 1 / (1 + most**2) < abar[-1]:
+        abar = np.append(abar, 1 / (1 + most**2))
+    return with_data(abar)
 
 
 def is_flow(config: Config) -> bool:
     """Tell whether a configuration is one of flow matching."""
-    return config["times"] == FLOW or bool(config.get("use_flow_sigmas"))
+    return config.get("times") == FLOW or bool(config.get("use_flow_sigmas"))
+
+
+def levels_asked(config: Config) -> list[str]:
+    """Return the settings that space noise levels in place of times."""
+    return [name for name in _LEVELS if config.get(name)]
+
+
+def spacing_of(config: Config) -> str:
+    """Return the scheduler of diffusers that spaces the times: the one that `times` names, or DPM-Solver's for what it lacks."""
+    own = config.get("times", DPM)
+    return own if parameters(own).issuperset(levels_asked(config)) else DPM
+
+
+def unread(config: Config) -> set[str]:
+    """Return the settings of spacing that neither the class that spaces the times of a configuration reads nor this library."""
+    return set(_SPACING) - parameters(spacing_of(config)) - {"final_sigmas_type", "sigma_min", "sigma_max", "use_flow_sigmas"}
+
+
+def names_spacing(config: Config) -> bool:
+    """Tell whether a configuration says how to space the times, and does not leave that to the method."""
+    shifts = (config.get(name) not in (None, 1.0) for name in ("shift", "flow_shift"))
+    others = ("timestep_spacing", "use_dynamic_shifting", "shift_terminal")
+    return bool(levels_asked(config)) or any(shifts) or any(config.get(name) for name in others)
 
 
 def ends_at_data(config: Config) -> bool:
     """Tell whether the last step goes to sigma = 0, and not to the smallest noise of the training."""
-    return config.get("final_sigmas_type") != "sigma_min" and config.get("set_alpha_to_one") is not False
+    one = config.get("set_alpha_to_one") is not False or "set_alpha_to_one" not in parameters(spacing_of(config))
+    return one and config.get("final_sigmas_type") != "sigma_min"
 
 
 def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas: Any = None) -> Array:
     """Return the times that diffusers' scheduler of the configuration takes for so many steps, and the end; shape (steps + 1,)."""
-    kind = source(config)
+    kind = source(config, spacing_of(config))
     options = {"mu": mu} if config.get("use_dynamic_shifting") and mu is not None else {}
     if is_flow(config):
         kind.set_timesteps(**({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), **options)
         return np.append(kind.sigmas[: len(kind.timesteps)].double().numpy(), 0.0)
-    if steps > config["num_train_timesteps"]:
-        raise ValueError(f"num_inference_steps={steps!r} is more than the {config['num_train_timesteps']} times of the training")
     kind.set_timesteps(steps, **options)
-    if any(config.get(f"use_{name}") for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")):
-        return _levels(kind, sde, steps)
-    ts = np.append(kind.timesteps.double().numpy()[:steps] + 1, 0.0 if ends_at_data(config) else 1.0)
+    if levels_asked(config):
+        return time_of_sigmas(sde, _levels(kind, sde, steps, ends_at_data(config)))
+    ts = np.append(_once(kind, kind.timesteps)[:steps] + 1, 0.0 if ends_at_data(config) else 1.0)
     return distinct_integers(ts, int(config["num_train_timesteps"]) + 1) if (np.diff(ts) >= 0).any() else ts
 
 
-def _levels(kind: Any, sde: Schedule, steps: int) -> Array:
-    """Return the times of noise levels that a scheduler has set; a level that it repeats at the end would waste an evaluation."""
-    sigmas = kind.sigmas.double().numpy()
-    if sigmas[-1] == sigmas[-2]:
+def _once(kind: Any, values: Any) -> Array:
+    """Return what a scheduler has set, without the second entry of Heun's for all but the first."""
+    array: Array = values.double().numpy()
+    return array[[0, *range(1, len(array), 2)]] if type(kind).__name__ == _HEUN else array
+
+
+def _levels(kind: Any, sde: Schedule, steps: int, clean: bool) -> Array:
+    """Return the noise levels that a scheduler has set; one that it repeats at the end would waste an evaluation."""
+    sigmas = _once(kind, kind.sigmas).copy()
+    if not clean and sigmas[-1] == 0:
+        sigmas[-1] = sde.rho(1.0)
+    if sigmas[-1] >= (1 - _EQUAL) * sigmas[-2]:
         kind.set_timesteps(steps + 1)
-        sigmas = kind.sigmas.double().numpy()[:-1]
-    return time_of_sigmas(sde, sigmas)
+        sigmas = _once(kind, kind.sigmas)[:-1]
+    return sigmas
 
 
 def time_of_sigmas(sde: Schedule, sigmas: Any) -> Array:
     """Return the times of noise levels sigma / alpha, which may miss training times, and the greatest, by float32's rounding."""
-    ts = np.minimum(sde.t_of_rho(sigmas), sde.t_start)
-    return np.where(np.abs(ts - np.rint(ts)) < _ROUNDING, np.rint(ts), ts)
+    ts = sde.t_of_rho(sigmas)
+    ts = np.where(np.abs(ts - np.rint(ts)) < _ROUNDING, np.rint(ts), ts)
+    assert sde.num_times is not None
+    return np.where(ts >= sde.t_start, sde.num_times - 1.0, ts)
