@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import threading
 from pathlib import Path
@@ -233,12 +234,296 @@ def test_the_network_may_use_its_output_s_memory_again() -> None:
     assert torch.equal(x, expected)
 
 
-def test_a_terminal_signal_to_noise_ratio_of_0() -> None:
-    """Diffusers' DDIM has alpha = 0 there, and its other schedulers 2^-12, as here."""
-    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-    theirs = diffusers.DDIMScheduler(**SD, **settings, clip_sample=False)
-    assert theirs.alphas_cumprod[-1] == 0
-    torch.testing.assert_close(run(PlanScheduler.from_config(theirs.config)), run(theirs), rtol=1e-3, atol=1e-3)
+def both(theirs: Any, ours: Any, *, steps: int = 10, own_steps: int | None = None, model: Any = network) -> tuple[Tensor, Tensor]:
+    """Run both from the same state, which those of diffusers that have alpha = 1 hold multiplied by sqrt(sigma^2 + 1)."""
+    ends = []
+    for scheduler, count in ((theirs, steps), (ours, own_steps or steps)):
+        scheduler.set_timesteps(count)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # without it, diffusers begins with the second of two equal times
+        scaled = type(scheduler).__name__.startswith(("Euler", "Heun"))
+        x, generator = noise(2, 3, 8, 8), torch.Generator().manual_seed(3)
+        x = x * (scheduler.sigmas[0] ** 2 + 1) ** 0.5 if scaled else x
+        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(scheduler.scale_model_input(x, t), t), t, x, return_dict=False, **options)[0]
+        ends.append(x)
+    return ends[0], ends[1]
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+ZERO_SNR_FAMILIES: list[tuple[str, dict[str, Any], float]] = [
+    ("DDIMScheduler", {"clip_sample": False}, 2e-5),
+    ("DDPMScheduler", {"clip_sample": False}, 2e-5),
+    ("EulerDiscreteScheduler", {}, 1e-4),  # holds the state times 4096
+    ("EulerAncestralDiscreteScheduler", {}, 1e-4),
+    *(("DPMSolverMultistepScheduler", {"solver_order": order}, 2e-5) for order in (1, 2, 3)),
+    *(("DPMSolverMultistepScheduler", {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}, 2e-5) for order in (1, 2)),
+    (
+        "DPMSolverMultistepScheduler",  # whose eps is multiplied by 4096
+        {"solver_order": 2, "algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        1e-4,
+    ),
+    *(("UniPCMultistepScheduler", {"solver_order": order}, 2e-5) for order in (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize(("prediction", "steps"), [("v_prediction", 10), ("v_prediction", 200), ("sample", 10)])
+@pytest.mark.parametrize(("name", "settings", "tolerance"), ZERO_SNR_FAMILIES)
+def test_a_terminal_signal_to_noise_ratio_of_0(
+    name: str, settings: dict[str, Any], tolerance: float, prediction: str, steps: int
+) -> None:
+    """DDIM and DDPM of diffusers have alpha = 0 at the last time, and its other classes 2^-12."""
+    if (name, prediction) == ("EulerAncestralDiscreteScheduler", "sample"):
+        pytest.skip("diffusers' class has no such prediction")
+    theirs = getattr(diffusers, name)(**SD, **ZERO_SNR, **settings, prediction_type=prediction)
+    assert theirs.alphas_cumprod[-1] == (0 if name.startswith("DD") else 2**-24)
+    ours = PlanScheduler.from_config(theirs.config)
+    expected, found = both(theirs, ours, steps=steps)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+def test_eps_at_alpha_0_is_refused_with_the_cure() -> None:
+    theirs = diffusers.DDIMScheduler(**SD, **ZERO_SNR)
+    with pytest.raises(ValueError, match=r"prediction_type='epsilon' says nothing of the data where alpha is 0.*use a network of"):
+        PlanScheduler.from_config(theirs.config).set_timesteps(5)
+    PlanScheduler.from_config(theirs.config, timestep_spacing="leading").set_timesteps(5)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("settings", [ZERO_SNR, {"beta_schedule": "squaredcos_cap_v2"}])
+def test_noise_is_added_at_the_last_times_as_diffusers_adds_it(name: str, settings: dict[str, Any]) -> None:
+    theirs = getattr(diffusers, name)(**SD | settings, prediction_type="v_prediction")
+    ours = PlanScheduler.from_config(theirs.config)
+    x_0, eps, t = noise(3, 2, 4, 4), noise(3, 2, 4, 4, seed=1), torch.tensor([999, 998, 997])
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(1000)
+    torch.testing.assert_close(ours.add_noise(x_0, eps, t), theirs.add_noise(x_0, eps, t), rtol=1e-6, atol=1e-6)
+    data = ours.add_noise(x_0, 0 * eps, t)  # in which alpha alone is seen
+    torch.testing.assert_close(data, theirs.add_noise(x_0, 0 * eps, t), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDIMScheduler", "EulerDiscreteScheduler"]
+)
+def test_the_squared_cosine_keeps_its_last_alpha(name: str) -> None:
+    more = {"clip_sample": False} if name == "DDIMScheduler" else {}
+    theirs = getattr(diffusers, name)(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing", **more
+    )
+    ours = PlanScheduler.from_config(theirs.config)
+    expected, found = both(theirs, ours)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3 if name == "EulerDiscreteScheduler" else 1e-5)
+    assert abs(float(ours.sde.alpha(1000.0)) - 4.928e-5) < 1e-8
+
+
+# --- what stood for something else, without a word ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize(
+    ("algorithm", "order", "final"),
+    [
+        ("dpmsolver", 1, "sigma_min"),
+        ("dpmsolver", 2, "sigma_min"),
+        ("dpmsolver", 3, "sigma_min"),
+        ("dpmsolver++", 3, "zero"),
+        ("dpmsolver++", 3, "sigma_min"),
+        ("sde-dpmsolver", 1, "sigma_min"),
+        ("sde-dpmsolver", 2, "sigma_min"),
+        ("sde-dpmsolver++", 1, "zero"),
+        ("sde-dpmsolver++", 2, "zero"),
+    ],
+)
+@pytest.mark.parametrize("steps", [9, 20])
+def test_every_solver_of_dpm_solver_multistep(algorithm: str, order: int, final: str, solver: str, steps: int) -> None:
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        **SD, algorithm_type=algorithm, solver_order=order, solver_type=solver, final_sigmas_type=final
+    )
+    expected, found = both(theirs, PlanScheduler.from_config(theirs.config), steps=steps)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 20])
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("algorithm", "final"), [("dpmsolver++", "zero"), ("dpmsolver++", "sigma_min"), ("dpmsolver", "sigma_min")]
+)
+def test_singlestep_solvers_run_at_the_times_of_their_configuration(
+    algorithm: str, final: str, order: int, solver: str, steps: int
+) -> None:
+    theirs = diffusers.DPMSolverSinglestepScheduler(
+        **SD, algorithm_type=algorithm, solver_order=order, solver_type=solver, final_sigmas_type=final
+    )
+    ours = PlanScheduler.from_config(theirs.config)
+    expected, found = both(theirs, ours, steps=steps)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max())))
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_stochastic_sampling_of_flow_matching_renews_all_the_noise(shift: float) -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
+    ours = PlanScheduler.from_config(theirs.config)
+    ends = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(10)
+        x, generator = noise(2, 3, 8, 8), torch.Generator().manual_seed(3)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t), t, x, generator=generator).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-5, atol=1e-5)
+
+
+def timeless(x: Tensor, t: Tensor) -> Tensor:
+    """Return a function of the state alone: diffusers rounds the times of some levels, and keeps the levels."""
+    return 0.5 * x + 0.1 * torch.sin(3 * x)
+
+
+@pytest.mark.parametrize("spacing", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"])
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"])
+def test_a_spacing_that_the_class_of_the_configuration_lacks_is_dpm_solver_s(name: str, spacing: str) -> None:
+    config = getattr(diffusers, name)(**SD).config
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_type="heun", **{spacing: True})
+    options = {"lower_order_final": True}
+    ours = PlanScheduler.from_config(config, method="dpmpp_2m", method_options=options, clip_sample=False, **{spacing: True})
+    assert ours.config.set_alpha_to_one is not True or name == "DDIMScheduler"
+    expected, found = both(theirs, ours, model=timeless)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+
+
+@pytest.mark.parametrize("most", [0.5, 1.0, 1.5])
+def test_thresholding_to_less_than_the_data_s_range(most: float) -> None:
+    theirs = diffusers.DPMSolverMultistepScheduler(**SD, thresholding=True, sample_max_value=most)
+    expected, found = both(theirs, PlanScheduler.from_config(theirs.config), model=lambda x, t: 0.3 * network(x, t))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}])
+@pytest.mark.parametrize(
+    "bounds", [{"sigma_max": 700.0}, {"sigma_max": 700.0, "sigma_min": 0.002}, {"sigma_max": 3.0, "sigma_min": 0.1}]
+)
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_levels_beyond_the_training_s(name: str, settings: dict[str, Any], bounds: dict[str, float]) -> None:
+    """The network is told the last training time, or the first, as by diffusers."""
+    theirs = getattr(diffusers, name)(**SD, **settings, **bounds, prediction_type="v_prediction")
+    ours = PlanScheduler.from_config(theirs.config)
+    expected, found = both(theirs, ours, model=timeless)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+    assert ours.timesteps[0] == theirs.timesteps[0] or bounds["sigma_max"] == 3.0
+    assert 0 <= ours.timesteps.min() <= ours.timesteps.max() <= 999
+    x_0, eps = noise(1, 1, 4, 4), noise(1, 1, 4, 4, seed=1)
+    ours.set_begin_index(0)
+    plan = ours.plan
+    torch.testing.assert_close(ours.add_noise(x_0, eps, ours.timesteps[:1]), plan.alpha[0] * x_0 + plan.sigma[0] * eps)
+
+
+@pytest.mark.parametrize("settings", [{"beta_schedule": "exp"}, {}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
+def test_it_equals_heun(settings: dict[str, Any]) -> None:
+    theirs = diffusers.HeunDiscreteScheduler(**SD | settings)
+    ours = PlanScheduler.from_config(theirs.config)
+    assert ours.config.times == "HeunDiscreteScheduler"
+    expected, found = both(theirs, ours, steps=10, own_steps=19, model=timeless)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(ours.timesteps.double(), theirs.timesteps.double(), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ts_phase": "t", "use_karras_sigmas": True}, "ts_phase='t' and use_karras_sigmas=True name two grids"),
+        (
+            {"beta_schedule": "exp"},
+            "beta_schedule='exp' is unknown to DPMSolverMultistepScheduler; give its betas as trained_betas",
+        ),
+        ({"use_flow_sigmas": True, "timestep_spacing": "trailing"}, "timestep_spacing='trailing' says nothing of flow matching"),
+        ({"use_flow_sigmas": True, "trained_betas": [0.1, 0.2]}, r"trained_betas=\[0.1, 0.2\] says nothing of flow matching"),
+        ({"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "final_sigmas_type='sigma_min' has no meaning for flow"),
+    ],
+)
+def test_settings_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PlanScheduler(**settings)
+
+
+def test_an_argument_that_the_configuration_cannot_use_is_refused() -> None:
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    with pytest.raises(ValueError, match=r"timestep_spacing='trailing' says nothing of the times of a configuration of FlowMatch"):
+        PlanScheduler.from_config(flow, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match=r"shift=2\.0 says nothing of the times of a configuration of DDIMScheduler"):
+        PlanScheduler.from_config(diffusers.DDIMScheduler().config, shift=2.0)
+    unipc = diffusers.UniPCMultistepScheduler(**SD, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=2.0)
+    ours = PlanScheduler.from_config(unipc.config)  # whose class ignores its spacing and its betas, too
+    assert ours.config.beta_end == SD["beta_end"]
+    expected, found = both(unipc, ours, model=timeless)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_method_of_an_earlier_plan_scheduler_does_not_persist() -> None:
+    plan = deis.make_plan(PlanScheduler(**SD).sde, "tab2", 5)
+    for first in (PlanScheduler(**SD, method="tab3", ts_phase="t"), PlanScheduler.from_plan(plan, PlanScheduler(**SD).config)):
+        unipc = diffusers.UniPCMultistepScheduler.from_config(first.config)
+        back = PlanScheduler.from_config(unipc.config)
+        assert (back.config.method, back.config.times) == ("unipc2_bh2", "UniPCMultistepScheduler")
+        assert (back.config.plan, back.config.ts_phase) == (None, None)
+        expected, found = both(unipc, back)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    again = PlanScheduler.from_config(first.config)
+    assert again.config.plan is not None
+
+
+# --- the grid of auto -----------------------------------------------------------------------------------------------------
+
+
+def is_own_grid(scheduler: PlanScheduler) -> bool:
+    scheduler.set_timesteps(7)
+    return bool(scheduler.plan == deis.make_plan(scheduler.sde, "auto", nfe=7))
+
+
+def test_auto_runs_on_its_own_grid_unless_a_spacing_is_named() -> None:
+    assert is_own_grid(PlanScheduler(**SD))
+    assert is_own_grid(PlanScheduler())
+    for name in ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
+        saved = json.loads(getattr(diffusers, name)(**SD).to_json_string())  # where defaults stand beside choices
+        for config in (getattr(diffusers, name)(**SD).config, saved):
+            assert is_own_grid(PlanScheduler.from_config(config, method="auto"))
+            assert is_own_grid(PlanScheduler.from_config(PlanScheduler.from_config(config, method="tab3").config, method="auto"))
+    assert is_own_grid(PlanScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, method="auto"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"timestep_spacing": "linspace"}, {"ts_phase": "t"}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}]
+)
+def test_auto_runs_on_a_spacing_that_is_named(settings: dict[str, Any]) -> None:
+    other = {"ts_phase": "t", "ts_order": None} if "ts_phase" in settings else {}
+    for scheduler in (
+        PlanScheduler(**SD, **settings),
+        PlanScheduler.from_config(diffusers.DDIMScheduler(**SD).config, method="auto", **settings),
+    ):
+        assert not is_own_grid(scheduler)
+        twin = PlanScheduler.from_config(scheduler.config, method="tab1", **other)
+        twin.set_timesteps(7)
+        assert twin.timesteps.tolist() == scheduler.timesteps.tolist()
+
+
+def test_auto_runs_on_the_shift_of_flow_matching() -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = PlanScheduler.from_config(theirs.config, method="auto")
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(7)
+    torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+
+
+@pytest.mark.parametrize("settings", [{"ts_phase": "t"}, {"ts_phase": "vp_t"}, {}])
+def test_a_grid_of_deis_ends_where_the_configuration_says(settings: dict[str, Any]) -> None:
+    scheduler = PlanScheduler(**SD, **settings, final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(6)
+    assert scheduler.plan.t[-1] == 1
+    assert scheduler.plan.nfe == len(scheduler.timesteps) == 6
 
 
 def test_rows_without_an_evaluation_are_done_with_the_one_before() -> None:

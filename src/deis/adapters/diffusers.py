@@ -182,11 +182,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         ValueError
             For an unknown key, or a setting that there is no plan for.
         """
+        asked = set(kwargs)
         config, kwargs, left = _translated(dict(config or {}), kwargs)
         defaults = config.pop("_defaults_of_origin", [])
         made, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
         own = set(made.config.get("_use_default_values", [])) - set(left)
-        made.register_to_config(**left, _use_default_values=sorted({*own, *defaults}))
+        made.register_to_config(**left, _use_default_values=sorted({*own, *defaults} - asked))
         return (made, unused) if return_unused_kwargs else made
 
     @classmethod
@@ -321,6 +322,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _use(self, plan: Plan, device: Any) -> None:
         """Take a plan, and lay out what the loop wants to see of it."""
+        if plan.alpha[0] == 0 and self._predicts == "eps":
+            raise ValueError(
+                "prediction_type='epsilon' says nothing of the data where alpha is 0, at the last training time of "
+                "rescale_betas_zero_snr; use a network of 'v_prediction' or 'sample', or timestep_spacing='leading'"
+            )
         Stepwise(plan, self._predicts, self._threshold)  # refuses what cannot run, before the network is called
         self._plan, calls = plan, np.flatnonzero(plan.calls)
         times = self._timestep_of(plan.t[calls])
@@ -544,6 +550,9 @@ def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[st
     if origin != PlanScheduler.__name__:
         config, kwargs = _of_family(origin, config, kwargs)
     merged = {**config, **kwargs}
+    usual = signature(merged.get("times", DPM)).get("timestep_spacing")
+    if kwargs.get("method") == "auto" != config.get("method") and config.get("timestep_spacing") == usual:
+        config.pop("timestep_spacing", None)  # it may be nobody's choice: a saved configuration tells no default from a choice
     for name in unread(merged).intersection(name for name, value in kwargs.items() if value not in (None, False)):
         raise ValueError(
             f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
@@ -563,8 +572,6 @@ def _of_family(origin: str, config: dict[str, Any], kwargs: dict[str, Any]) -> t
     if kwargs.get("method") is None:
         name, options = family.method({**config, **kwargs})
         kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
-    if kwargs["method"] == "auto" and config.get("timestep_spacing") == signature(origin).get("timestep_spacing"):
-        config.pop("timestep_spacing", None)
     # What the origin had by default is its meaning here, and again nobody's choice for the next class.
     config["_defaults_of_origin"] = config.pop("_use_default_values", [])
     return config, {"times": family.times} | kwargs

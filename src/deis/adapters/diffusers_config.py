@@ -33,8 +33,7 @@ _SPACING = frozenset(
 )
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 _LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-_ROUNDING = 1e-3  # of times from noise levels in float32
-_EQUAL = 1e-6  # levels in float32
+_ROUNDING = 1e-5  # of noise levels in float32, relative
 NOT_OF_FLOW = (
     "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset",
     "set_alpha_to_one", "lambda_min_clipped", "use_lu_lambdas",
@@ -58,6 +57,12 @@ def _fixed(name: str, **options: Any) -> Callable[[Config], tuple[str, dict[str,
     return lambda config: (name, options)
 
 
+def _ddim(config: Config) -> tuple[str, dict[str, Any]]:
+    """Return DDIM, in the data form where alpha starts at 2^-12 or less: in float32, eps / alpha would cost four digits."""
+    tiny = config.get("rescale_betas_zero_snr") or config.get("beta_schedule") == "squaredcos_cap_v2"
+    return "ddim", {"form": "data"} if tiny else {}
+
+
 def _deis(config: Config) -> tuple[str, dict[str, Any]]:
     """The paper's method of as many predictions; diffusers' class of the name has its polynomial in log rho."""
     return f"tab{config.get('solver_order', 2) - 1}", _final(config)
@@ -70,8 +75,8 @@ def _dpm(config: Config) -> tuple[str, dict[str, Any]]:
         raise ValueError("euler_at_final=True has no plan where the end is final_sigmas_type='sigma_min'; leave one of them out")
     solver = {"solver": "heun"} if heun else {}
     match algorithm, order:
-        case (("dpmsolver" | "dpmsolver++"), 1):
-            return "ddim", {}
+        case "dpmsolver" | "dpmsolver++", 1:
+            return _ddim(config)
         case "dpmsolver++", 2 if heun:
             return "dpmpp_2m", options
         case "dpmsolver++", (2 | 3):
@@ -120,10 +125,10 @@ def _final(config: Config, always: bool = False) -> dict[str, Any]:
 
 _EULER, _DDIM, _HEUN = "EulerDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"
 FAMILIES: dict[str, Family] = {
-    "DDIMScheduler": Family(_fixed("ddim"), _DDIM),
+    "DDIMScheduler": Family(_ddim, _DDIM),
     "DDPMScheduler": Family(_fixed("ancestral"), "DDPMScheduler"),
     "PNDMScheduler": Family(_fixed("ipndm4"), _DDIM),
-    "EulerDiscreteScheduler": Family(_fixed("ddim"), _EULER),
+    "EulerDiscreteScheduler": Family(_ddim, _EULER),
     "EulerAncestralDiscreteScheduler": Family(_fixed("ancestral"), _EULER),
     "LMSDiscreteScheduler": Family(_fixed("lms4"), _EULER),
     "HeunDiscreteScheduler": Family(_fixed("edm_heun"), _HEUN),
@@ -244,8 +249,11 @@ def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas:
     kind.set_timesteps(steps, **options)
     if levels_asked(config):
         return time_of_sigmas(sde, _levels(kind, sde, steps, ends_at_data(config)))
-    ts = np.append(_once(kind, kind.timesteps)[:steps] + 1, 0.0 if ends_at_data(config) else 1.0)
-    return distinct_integers(ts, int(config["num_train_timesteps"]) + 1) if (np.diff(ts) >= 0).any() else ts
+    end = 0.0 if ends_at_data(config) else 1.0
+    ts = np.append(_once(kind, kind.timesteps)[:steps] + 1, end)
+    if (np.diff(ts) < 0).all():
+        return ts
+    return distinct_integers(ts - end, int(config["num_train_timesteps"] + 1 - end)) + end
 
 
 def _once(kind: Any, values: Any) -> Array:
@@ -259,7 +267,7 @@ def _levels(kind: Any, sde: Schedule, steps: int, clean: bool) -> Array:
     sigmas = _once(kind, kind.sigmas).copy()
     if not clean and sigmas[-1] == 0:
         sigmas[-1] = sde.rho(1.0)
-    if sigmas[-1] >= (1 - _EQUAL) * sigmas[-2]:
+    if sigmas[-1] >= (1 - _ROUNDING) * sigmas[-2]:
         kind.set_timesteps(steps + 1)
         sigmas = _once(kind, kind.sigmas)[:-1]
     return sigmas
@@ -268,6 +276,7 @@ def _levels(kind: Any, sde: Schedule, steps: int, clean: bool) -> Array:
 def time_of_sigmas(sde: Schedule, sigmas: Any) -> Array:
     """Return the times of noise levels sigma / alpha, which may miss training times, and the greatest, by float32's rounding."""
     ts = sde.t_of_rho(sigmas)
-    ts = np.where(np.abs(ts - np.rint(ts)) < _ROUNDING, np.rint(ts), ts)
+    whole = np.rint(ts)
+    ts = np.where(np.isclose(sde.rho(whole), sigmas, _ROUNDING, 0), whole, ts)
     assert sde.num_times is not None
     return np.where(ts >= sde.t_start, sde.num_times - 1.0, ts)
