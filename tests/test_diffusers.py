@@ -274,8 +274,8 @@ def test_a_terminal_signal_to_noise_ratio_of_0(
     name: str, settings: dict[str, Any], tolerance: float, prediction: str, steps: int
 ) -> None:
     """DDIM and DDPM of diffusers have alpha = 0 at the last time, and its other classes 2^-12."""
-    if (name, prediction) == ("EulerAncestralDiscreteScheduler", "sample"):
-        pytest.skip("diffusers' class has no such prediction")
+    if name == "EulerAncestralDiscreteScheduler":
+        prediction = "v_prediction"  # it has no other
     theirs = getattr(diffusers, name)(**SD, **ZERO_SNR, **settings, prediction_type=prediction)
     assert theirs.alphas_cumprod[-1] == (0 if name.startswith("DD") else 2**-24)
     ours = PlanScheduler.from_config(theirs.config)
@@ -516,6 +516,12 @@ def test_auto_runs_on_the_shift_of_flow_matching() -> None:
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(7)
     torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+
+
+def test_a_grid_in_t_has_the_shift_of_flow_matching() -> None:
+    ours = PlanScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config, ts_phase="t", ts_order=1.0)
+    ours.set_timesteps(4)
+    torch.testing.assert_close(ours.sigmas, torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0]))
 
 
 @pytest.mark.parametrize("settings", [{"ts_phase": "t"}, {"ts_phase": "vp_t"}, {}])

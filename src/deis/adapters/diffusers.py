@@ -26,7 +26,6 @@ from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
 from ..methods.adams import Builder
 from ..methods.published import GridStages
-from ..methods.registry import find
 from ..methods.singlestep import SingleStep
 from ..model.threshold import dynamic_threshold, static_threshold
 from ..plan import Plan
@@ -291,7 +290,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.config.ts_phase is not None:
             return make_plan(self._span(), self._builder(steps), None, self.config.ts_phase, self.config.ts_order, nfe=steps)
         if self.config.method == "auto" and not names_spacing(self.config):
-            return make_plan(self._span(), self._builder(steps), None, *find("auto")[0].grid, nfe=steps)
+            return make_plan(self._span(), "auto", nfe=steps, **self._options(steps))
         counts = evaluations_of_steps(self._builder(steps), steps, is_flow(self.config) or ends_at_data(self.config))
         return self._built(grid_of(self.config, self.sde, len(counts), mu), steps)
 
@@ -305,10 +304,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self.sde
 
     def _builder(self, steps: int) -> Builder:
+        return get_method(self.config.method, **self._options(steps))
+
+    def _options(self, steps: int) -> dict[str, Any]:
         options = dict(self.config.method_options or {})
         if options.get("lower_order_final") == WHEN_SHORT:
             options["lower_order_final"] = steps < SHORT
-        return get_method(self.config.method, **options)
+        return options
 
     def _own_times(self, argument: str, timesteps: Any) -> Array:
         """Return the times of the user's timesteps, and the end."""

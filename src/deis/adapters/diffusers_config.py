@@ -198,7 +198,7 @@ def schedule_of(config: Config, kind: Any) -> Schedule:
     Where the levels start beyond the training's, at sigma_max, that is a further time, N + 1.
     """
     if is_flow(config):
-        return FlowMatching()
+        return FlowMatching(shift=float(config.get("shift" if config["times"] == FLOW else "flow_shift") or 1.0))
     abar, most = kind.alphas_cumprod.double().numpy(), config.get("sigma_max")
     if levels_asked(config) and most is not None and 1 / (1 + most**2) < abar[-1]:
         abar = np.append(abar, 1 / (1 + most**2))
