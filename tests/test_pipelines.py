@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import deis
 from deis.adapters.diffusers import PlanScheduler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -196,6 +197,110 @@ def test_other_methods_run(build: Callable[[], Any], method: str) -> None:
     assert torch.isfinite(second).all()
     assert second.shape == first.shape
     assert not torch.equal(second, first)
+
+
+# --- pipelines that begin or end on the way -------------------------------------------------------------------------------
+
+
+def evaluations(network: Any) -> list[float]:
+    """Return a list to which each call of a network adds its time."""
+    times: list[float] = []
+    network.register_forward_pre_hook(
+        lambda module, args, kwargs: times.append(float(args[1] if len(args) > 1 else kwargs["timestep"])), with_kwargs=True
+    )
+    return times
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"solver_order": 2},
+        {"solver_order": 3},
+        {"_class_name": "UniPCMultistepScheduler"},
+        {"_class_name": "DDIMScheduler", "clip_sample": False},
+        {"_class_name": "DPMSolverSinglestepScheduler"},
+        {"_class_name": "DPMSolverSinglestepScheduler", "solver_order": 3},
+    ],
+)
+def test_image_to_image_is_that_of_diffusers(settings: dict[str, Any], strength: float) -> None:
+    pipe, more = make(image_to_image)
+    name = settings.get("_class_name", "DPMSolverMultistepScheduler")
+    pipe.scheduler = getattr(diffusers, name)(**SD, **{key: value for key, value in settings.items() if key != "_class_name"})
+    expected = images((pipe, more | {"strength": strength}), 10)
+    pipe.scheduler = PlanScheduler.from_config(pipe.scheduler.config)
+    times = evaluations(pipe.unet)
+    torch.testing.assert_close(images((pipe, more | {"strength": strength}), 10), expected, rtol=1e-5, atol=1e-5)
+    assert times == pipe.scheduler.timesteps[-int(10 * strength) :].tolist()
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("method", ["dpm_solver_3", "dpmpp_3s", "rhork_3kutta", "edm_heun", "auto", "tab3", "unipc3"])
+def test_every_method_and_file_begins_where_the_strength_says(
+    tmp_path: Path, method: str, from_file: bool, strength: float
+) -> None:
+    """With exactly the evaluations that are left, at their times."""
+    pipe, more = make(image_to_image)
+    config = pipe.scheduler.config
+    pipe.scheduler = PlanScheduler.from_config(config, method=method, ts_phase="vp_t")
+    if from_file:
+        deis.make_plan(pipe.scheduler.sde, method, ts_phase="vp_t", nfe=20).save(tmp_path / "plan.json")
+        pipe.scheduler = PlanScheduler.from_plan(deis.load_plan(tmp_path / "plan.json"), config)
+    times = evaluations(pipe.unet)
+    found = images((pipe, more | {"strength": strength}), 20)
+    assert len(times) == int(20 * strength)
+    assert times == pipe.scheduler.timesteps[-len(times) :].tolist()
+    assert torch.isfinite(found).all()
+
+
+def refiner(base: Any) -> Any:
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        **no_text("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        vae=base.vae,
+        unet=base.unet,
+        scheduler=base.scheduler,
+        add_watermarker=False,
+        requires_aesthetics_score=False,
+    )
+
+
+def in_two_parts(base: Any, more: dict[str, Any], scheduler: Any, steps: int = 10) -> Tensor:
+    """Run the first 60 percent of the noise in one pipeline, and the rest in another, as SDXL's base and refiner."""
+    base.scheduler = scheduler
+    second = refiner(base)
+    arguments = {"prompt_embeds": PROMPT, "negative_prompt_embeds": NEGATIVE, "num_inference_steps": steps} | more
+    for pipe in (base, second):
+        pipe.set_progress_bar_config(disable=True)
+    latents = base(**arguments, denoising_end=0.6, generator=generator(), output_type="latent", return_dict=False)[0]
+    output = second(
+        **arguments, image=latents, denoising_start=0.6, generator=generator(), output_type="latent", return_dict=False
+    )[0]
+    assert isinstance(output, Tensor)
+    return output
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_base_and_refiner_are_those_of_diffusers(name: str) -> None:
+    base, more = make(xl)
+    theirs = getattr(diffusers, name)(**SD, timestep_spacing="leading", steps_offset=1)
+    expected = in_two_parts(base, more, theirs)
+    times = evaluations(base.unet)
+    found = in_two_parts(base, more, PlanScheduler.from_config(theirs.config))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert times == base.scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("method", ["auto", "tab3", "dpm_solver_3", "edm_heun", "a plan"])
+def test_every_method_runs_in_base_and_refiner(method: str) -> None:
+    base, more = make(xl)
+    config = base.scheduler.config
+    scheduler = PlanScheduler.from_config(config, method="tab3" if method == "a plan" else method, ts_phase="vp_t")
+    if method == "a plan":
+        scheduler = PlanScheduler.from_plan(deis.make_plan(scheduler.sde, "rhork_3kutta", nfe=10), config)
+    times = evaluations(base.unet)
+    assert torch.isfinite(in_two_parts(base, more, scheduler)).all()
+    assert times == base.scheduler.timesteps.tolist()
 
 
 def test_a_pipeline_is_saved_with_its_scheduler(tmp_path: Path) -> None:
