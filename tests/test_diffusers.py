@@ -389,7 +389,6 @@ def test_a_spacing_that_the_class_of_the_configuration_lacks_is_dpm_solver_s(nam
     theirs = diffusers.DPMSolverMultistepScheduler.from_config(config, solver_type="heun", **{spacing: True})
     options = {"lower_order_final": True}
     ours = PlanScheduler.from_config(config, method="dpmpp_2m", method_options=options, clip_sample=False, **{spacing: True})
-    assert ours.config.set_alpha_to_one is not True or name == "DDIMScheduler"
     expected, found = both(theirs, ours, model=timeless)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.sigmas, theirs.sigmas)
@@ -469,11 +468,11 @@ def test_the_method_of_an_earlier_plan_scheduler_does_not_persist() -> None:
         unipc = diffusers.UniPCMultistepScheduler.from_config(first.config)
         back = PlanScheduler.from_config(unipc.config)
         assert (back.config.method, back.config.times) == ("unipc2_bh2", "UniPCMultistepScheduler")
-        assert (back.config.plan, back.config.ts_phase) == (None, None)
+        assert not {"plan", "ts_phase"} & set(back.config)
         expected, found = both(unipc, back)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     again = PlanScheduler.from_config(first.config)
-    assert again.config.plan is not None
+    assert again.config.plan == first.config.plan
 
 
 # --- the grid of auto -----------------------------------------------------------------------------------------------------
@@ -827,7 +826,7 @@ def test_configurations_go_through_every_neighbour_and_come_back(name: str) -> N
     assert {key: back.config[key] for key in SD} | {"spacing": back.config.timestep_spacing} == SD | {"spacing": "trailing"}
     fresh = PlanScheduler.from_config({"_class_name": name} | dict(getattr(diffusers, name)(**_known(name)).config))
     assert (back.config.method, back.config.times) == (fresh.config.method, fresh.config.times)
-    assert back.config.method_options == fresh.config.method_options
+    assert back.config.get("method_options") == fresh.config.get("method_options")
     back.set_timesteps(10)
 
 

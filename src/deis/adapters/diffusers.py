@@ -16,7 +16,7 @@ from ..extras import needs
 with needs("diffusers", "deis.adapters.diffusers"):
     import torch
     from diffusers import ConfigMixin, SchedulerMixin
-    from diffusers.configuration_utils import register_to_config
+    from diffusers.configuration_utils import FrozenDict, register_to_config
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
@@ -144,6 +144,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"prediction_type={prediction_type!r} is unknown; the known ones are {', '.join(map(repr, PREDICTS))}")
         if times not in {family.times for family in FAMILIES.values()}:
             raise ValueError(f"times={times!r} names no scheduler whose times are known; {DPM!r} is the usual one")
+        self._forget_unset()
         _check_spacing(self.config)
         if plan is not None and is_flow(self.config):
             self.register_to_config(use_flow_sigmas=True)  # tells pipelines to pass no sigmas of their own
@@ -185,9 +186,18 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         config, kwargs, left = _translated(dict(config or {}), kwargs)
         defaults = config.pop("_defaults_of_origin", [])
         made, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
-        own = set(made.config.get("_use_default_values", [])) - set(left)
-        made.register_to_config(**left, _use_default_values=sorted({*own, *defaults} - asked))
+        made.register_to_config(**left)
+        if defaults:
+            own = set(made.config.get("_use_default_values", [])) - set(left)
+            made.register_to_config(_use_default_values=sorted({*own, *defaults} - asked))
         return (made, unused) if return_unused_kwargs else made
+
+    def _forget_unset(self) -> None:
+        """Leave out of the configuration what is None: no other class could read it."""
+        config = {name: value for name, value in self.config.items() if value is not None}
+        if not set(config.get("_use_default_values", ())).intersection(config):
+            config.pop("_use_default_values", None)
+        self._internal_dict = FrozenDict(config)
 
     @classmethod
     def from_plan(cls, plan: Plan, config: Any = None, **kwargs: Any) -> Any:
@@ -287,8 +297,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         steps, most = int(steps or 0), self.config.num_train_timesteps
         if steps > most and not is_flow(self.config):
             raise ValueError(f"num_inference_steps={steps!r} is more than the {most} times of the training")
-        if self.config.ts_phase is not None:
-            return make_plan(self._span(), self._builder(steps), None, self.config.ts_phase, self.config.ts_order, nfe=steps)
+        if self.config.get("ts_phase") is not None:
+            return make_plan(
+                self._span(), self._builder(steps), None, self.config.get("ts_phase"), self.config.get("ts_order"), nfe=steps
+            )
         if self.config.method == "auto" and not names_spacing(self.config):
             return make_plan(self._span(), "auto", nfe=steps, **self._options(steps))
         counts = evaluations_of_steps(self._builder(steps), steps, is_flow(self.config) or ends_at_data(self.config))
@@ -307,7 +319,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return get_method(self.config.method, **self._options(steps))
 
     def _options(self, steps: int) -> dict[str, Any]:
-        options = dict(self.config.method_options or {})
+        options = dict(self.config.get("method_options", {}))
         if options.get("lower_order_final") == WHEN_SHORT:
             options["lower_order_final"] = steps < SHORT
         return options
@@ -473,7 +485,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return make_plan(self.sde, builder, ts=plan.t[first:], nfe=plan.nfe - first)
 
     def _prediction_of(self, m: Tensor, sample: Tensor) -> Tensor:
-        if self.config.variance_type in ("learned", "learned_range") and m.ndim > 1 and m.shape[1] == 2 * sample.shape[1]:
+        if self.config.get("variance_type") in ("learned", "learned_range") and m.ndim > 1 and m.shape[1] == 2 * sample.shape[1]:
             m = m[:, : sample.shape[1]]
         if m.shape != sample.shape:
             raise ValueError(
@@ -529,14 +541,14 @@ _OURS = ("method", "method_options", "ts_phase", "ts_order", "plan", "times")
 def _check_spacing(config: Mapping[str, Any]) -> None:
     """Raise ValueError where two settings space the times, or one says nothing of them."""
     levels = levels_asked(config)
-    if config["ts_phase"] is not None and levels:
+    if config.get("ts_phase") is not None and levels:
         raise ValueError(f"ts_phase={config['ts_phase']!r} and {levels[0]}=True name two grids; leave one out, or set it to None")
     if not is_flow(config):
         return
     for name in NOT_OF_FLOW:
-        if config[name] is not None:
+        if config.get(name) is not None:
             raise ValueError(f"{name}={config[name]!r} says nothing of flow matching, whose times have a shift; leave it out")
-    if config["final_sigmas_type"] == "sigma_min":
+    if config.get("final_sigmas_type") == "sigma_min":
         raise ValueError("final_sigmas_type='sigma_min' has no meaning for flow matching, which ends at the data; leave it out")
 
 
@@ -560,9 +572,8 @@ def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[st
             f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
         )
     inert = set(NOT_OF_FLOW).intersection(config) if is_flow(merged) else set()
-    left = {name: config.pop(name) for name in inert.difference(kwargs)}
-    # None is what this class writes for what nobody chose, and no other class can read it
-    return {name: value for name, value in config.items() if value is not None}, kwargs, left
+    left = {name: config.pop(name) for name in inert.difference(kwargs) if config[name] is not None}
+    return config, kwargs, left
 
 
 def _of_family(origin: str, config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -592,7 +603,7 @@ def _class_of(config: Mapping[str, Any], any_method: bool) -> str:
         Where classes of several methods have these parameters, and it matters.
     """
     names = [name for name in config if not name.startswith("_")]
-    parameters = {family: list(signature(family)) for family in FAMILIES} | {PlanScheduler.__name__: _own()}
+    parameters = {family: list(signature(family)) for family in FAMILIES}
     alike = [family for family, own in parameters.items() if names[: len(own)] == own or set(names) == set(own)]
     alike = [family for family in alike if len(parameters[family]) == max(len(parameters[name]) for name in alike)]
     if len(alike) > 1 and not any_method:
