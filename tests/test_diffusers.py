@@ -170,7 +170,7 @@ def test_a_beginning_within_a_step_makes_the_evaluations_that_are_left(method: s
     scheduler = PlanScheduler(**SD, method=method, final_sigmas_type="sigma_min")
     x = noise(2, 3, 8, 8)
     x_0 = run(scheduler, x=x, first=first)
-    rest = deis.cut.from_call(scheduler.plan, first)
+    rest = deis.cut.from_call(scheduler.plan, scheduler.sde, first)
     assert rest.nfe == 10 - first
     assert (rest.t[:-1] - 1).tolist() == scheduler.timesteps[first:].double().tolist() or method != "rhork_2heun"
     expected = deis.sample(rest, deis.Denoiser(lambda x, t: network(x, t[0] - 1), scheduler.sde), x)
@@ -328,18 +328,20 @@ def test_the_squared_cosine_keeps_its_last_alpha(name: str) -> None:
         ("dpmsolver", 1, "sigma_min"),
         ("dpmsolver", 2, "sigma_min"),
         ("dpmsolver", 3, "sigma_min"),
+        ("dpmsolver++", 2, "sigma_min"),
         ("dpmsolver++", 3, "zero"),
         ("dpmsolver++", 3, "sigma_min"),
         ("sde-dpmsolver", 1, "sigma_min"),
         ("sde-dpmsolver", 2, "sigma_min"),
         ("sde-dpmsolver++", 1, "zero"),
         ("sde-dpmsolver++", 2, "zero"),
+        ("sde-dpmsolver++", 2, "sigma_min"),
     ],
 )
-@pytest.mark.parametrize("steps", [9, 20])
-def test_every_solver_of_dpm_solver_multistep(algorithm: str, order: int, final: str, solver: str, steps: int) -> None:
+@pytest.mark.parametrize(("steps", "euler"), [(9, False), (20, False), (20, True)])
+def test_every_solver_of_dpm_solver_multistep(algorithm: str, order: int, final: str, solver: str, steps: int, euler: bool) -> None:
     theirs = diffusers.DPMSolverMultistepScheduler(
-        **SD, algorithm_type=algorithm, solver_order=order, solver_type=solver, final_sigmas_type=final
+        **SD, algorithm_type=algorithm, solver_order=order, solver_type=solver, final_sigmas_type=final, euler_at_final=euler
     )
     expected, found = both(theirs, PlanScheduler.from_config(theirs.config), steps=steps)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * float(expected.abs().max()))
@@ -633,6 +635,18 @@ def test_a_calibrated_plan_runs_in_a_pipeline_and_is_saved_with_it(tmp_path: Pat
     assert torch.equal(run(again, num_inference_steps=5), x_0)
 
 
+def test_what_is_left_of_a_calibrated_plan_without_the_data_s_end() -> None:
+    """Its times are the training's own, one less than with that end."""
+    config = PlanScheduler(**SD).config
+    sde = deis.VPSDE.discrete(PlanScheduler(**SD).alphas_cumprod)
+    scheduler, x = PlanScheduler.from_plan(fitted(sde), config), noise(2, 3, 8, 8)
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):
+        x_0 = run(scheduler, x=x, num_inference_steps=5, first=2)
+    rest = deis.make_plan(sde, "auto", ts=scheduler.plan.t[2:])
+    expected = deis.sample(rest, deis.Denoiser(lambda x, t: network(x, t[0]), sde), x)
+    torch.testing.assert_close(x_0, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_plan_for_the_betas_in_float64_is_one_for_the_pipeline_s_float32() -> None:
     betas = np.linspace(SD["beta_start"] ** 0.5, SD["beta_end"] ** 0.5, 1000) ** 2  # type: ignore[operator]
     sde = deis.VPSDE.discrete(np.cumprod(1 - betas))
@@ -672,9 +686,12 @@ def test_a_plan_that_is_given_has_its_own_times() -> None:
     with pytest.raises(ValueError, match="has times of its own; leave timesteps and sigmas out"):
         scheduler.set_timesteps(timesteps=[999, 500, 0])
     x = noise(2, 3, 8, 8)
-    x_0 = run(scheduler, x=x, num_inference_steps=5, first=2)
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):
+        x_0 = run(scheduler, x=x, num_inference_steps=5, first=2)
     model = deis.Denoiser(lambda x, t: network(x, t[0] - 1), scheduler.sde)
-    torch.testing.assert_close(x_0, deis.sample(deis.cut.from_call(scheduler.plan, 2), model, x), rtol=1e-6, atol=1e-6)
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):
+        rest = deis.cut.from_call(scheduler.plan, scheduler.sde, 2)
+    torch.testing.assert_close(x_0, deis.sample(rest, model, x), rtol=1e-6, atol=1e-6)
     saving = PlanScheduler.from_plan(deis.make_plan(scheduler.sde, "tab2", 5, afs=0.5), PlanScheduler(**SD).config)
     with pytest.raises(ValueError, match="begins without an evaluation"):
         saving.set_timesteps()
@@ -707,10 +724,6 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
         (
             {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "solver_order": 3},
             "algorithm_type='sde-dpmsolver' of solver_order=3 has no plan; give method=",
-        ),
-        (
-            {"_class_name": "DPMSolverMultistepScheduler", "euler_at_final": True, "final_sigmas_type": "sigma_min"},
-            "euler_at_final=True has no plan where the end is final_sigmas_type='sigma_min'; leave one",
         ),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas=True has no plan"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "timestep_type='continuous' has no plan"),

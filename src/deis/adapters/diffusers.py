@@ -311,9 +311,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _span(self) -> Schedule:
         """Return the schedule, down to the smallest noise of the training where the configuration ends there."""
-        if isinstance(self.sde, VPSDE) and not ends_at_data(self.config):
-            return replace(self.sde, sampling_eps=1.0)
-        return self.sde
+        return self.sde if is_flow(self.config) or ends_at_data(self.config) else self.sde.between(end=1.0)
 
     def _builder(self, steps: int) -> Builder:
         return get_method(self.config.method, **self._options(steps))
@@ -479,7 +477,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Return the rest of a plan: cut, or for a multistep method by name the method on the times that are left."""
         builder = self._builder(plan.num_step)
         if self._given is not None or isinstance(builder, SingleStep):
-            return from_call(plan, first)
+            with_data = is_flow(self.config) or self._shift == 1
+            return from_call(plan, self.sde if with_data else VPSDE.discrete(self.alphas_cumprod), first)
         if isinstance(builder, GridStages):
             builder = replace(builder, skipped=first)
         return make_plan(self.sde, builder, ts=plan.t[first:], nfe=plan.nfe - first)

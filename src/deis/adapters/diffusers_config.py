@@ -71,13 +71,12 @@ def _deis(config: Config) -> tuple[str, dict[str, Any]]:
 def _dpm(config: Config) -> tuple[str, dict[str, Any]]:
     order, options = config.get("solver_order", 2), _final(config)
     algorithm, heun = config.get("algorithm_type", "dpmsolver++"), config.get("solver_type", "midpoint") == "heun"
-    if config.get("euler_at_final") and not ends_at_data(config):
-        raise ValueError("euler_at_final=True has no plan where the end is final_sigmas_type='sigma_min'; leave one of them out")
-    solver = {"solver": "heun"} if heun else {}
+    euler = {"euler_at_final": True} if config.get("euler_at_final") and not ends_at_data(config) else {}
+    solver = euler | ({"solver": "heun"} if heun else {})
     match algorithm, order:
         case "dpmsolver" | "dpmsolver++", 1:
             return _ddim(config)
-        case "dpmsolver++", 2 if heun:
+        case "dpmsolver++", 2 if heun and not euler:
             return "dpmpp_2m", options
         case "dpmsolver++", (2 | 3):
             return f"dpmpp_{order}m_published", options | solver
@@ -86,7 +85,7 @@ def _dpm(config: Config) -> tuple[str, dict[str, Any]]:
         case "sde-dpmsolver++", 1:
             return "sde_dpmpp_1m", {}
         case "sde-dpmsolver++", 2:
-            return "sde_dpmpp_2m" if heun else "sde_dpmpp_2m_published", options
+            return ("sde_dpmpp_2m", options) if heun and not euler else ("sde_dpmpp_2m_published", options | solver)
         case "sde-dpmsolver", 1:
             return "dpm_solver_2m_published", {"order": 1, "tau": 1.0}
         case "sde-dpmsolver", 2:

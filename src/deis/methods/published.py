@@ -64,6 +64,7 @@ def dpm_multistep(
     order: Literal[1, 2, 3],
     solver: Solver = "midpoint",
     lower_order_final: bool = False,
+    euler_at_final: bool = False,
     tau: float = 0.0,
     norm: Norm | None = None,
 ) -> Builder:
@@ -73,7 +74,8 @@ def dpm_multistep(
     phi_1, the exact integral, with "heun". Order 3 adds divided differences with the weights phi_2 and phi_3 where the exact
     integral has phi_2 and 2 phi_3, so that it converges at order 2; its second step, and a lowered one, are those of order 2. With
     tau = 1 these are SDE-DPM-Solver and SDE-DPM-Solver++. The former doubles c_0 and adds noise of the variance alpha_{i+1}^2
-    (rho_i^2 - rho_{i+1}^2), which is right for short steps only, and so needs an end with noise.
+    (rho_i^2 - rho_{i+1}^2), which is right for short steps only, and so needs an end with noise. `euler_at_final` lowers the last
+    step to order 1; `lower_order_final` does, and the one before it to order 2.
 
     Raises
     ------
@@ -90,6 +92,7 @@ def dpm_multistep(
         degrees = step_degrees(schedule, ts, order - 1, CLOCKS["log_rho"], form, lower_order_final)
         h = -np.diff(schedule.log_rho(ts))
         degrees[~np.isfinite(h)] = 0
+        degrees[-1] *= not euler_at_final
         c_p = np.zeros((len(psi), degrees.max() + 1))
         for i, degree in enumerate(degrees.tolist()):
             c_p[i, : degree + 1] = c_0[i] * _multistep_weights(power * h[i], h[i - degree : i][::-1] / h[i], solver)
