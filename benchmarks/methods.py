@@ -54,7 +54,8 @@ GRIDS = (("t", 1.0), ("t", 2.0), ("t", 3.0), ("rho", 7.0), ("log", 1.0), ("vp_t"
 FORMS: tuple[Form, Form] = ("eps", "data")
 NAMED = (
     "ddim", "ipndm2", "ipndm3", "ipndm4", "dpmpp_2m_published", "dpmpp_3m_published", "unipc2_bh1", "unipc2_bh2", "unipc3_bh2",
-    "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "edm_heun",
+    "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "edm_heun", "dpm_solver_2m_published", "dpm_solver_3m_published",
+    "dpm_solver_2s_published", "dpm_solver_3s_published", "dpmpp_2s_published", "dpmpp_3s_published",
 )  # fmt: skip
 
 
