@@ -292,13 +292,12 @@ def test_eps_at_alpha_0_is_refused_with_the_cure() -> None:
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
-@pytest.mark.parametrize("settings", [ZERO_SNR, {"beta_schedule": "squaredcos_cap_v2"}])
+@pytest.mark.parametrize("settings", [SD | ZERO_SNR, ZERO_SNR, {"beta_schedule": "squaredcos_cap_v2"}])
 def test_noise_is_added_at_the_last_times_as_diffusers_adds_it(name: str, settings: dict[str, Any]) -> None:
-    theirs = getattr(diffusers, name)(**SD | settings, prediction_type="v_prediction")
+    theirs = getattr(diffusers, name)(**settings, prediction_type="v_prediction")
     ours = PlanScheduler.from_config(theirs.config)
     x_0, eps, t = noise(3, 2, 4, 4), noise(3, 2, 4, 4, seed=1), torch.tensor([999, 998, 997])
-    for scheduler in (theirs, ours):
-        scheduler.set_timesteps(1000)
+    theirs.set_timesteps(1000)
     torch.testing.assert_close(ours.add_noise(x_0, eps, t), theirs.add_noise(x_0, eps, t), rtol=1e-6, atol=1e-6)
     data = ours.add_noise(x_0, 0 * eps, t)  # in which alpha alone is seen
     torch.testing.assert_close(data, theirs.add_noise(x_0, 0 * eps, t), rtol=1e-3, atol=1e-9)
@@ -421,6 +420,27 @@ def test_levels_beyond_the_training_s(name: str, settings: dict[str, Any], bound
     ours.set_begin_index(0)
     plan = ours.plan
     torch.testing.assert_close(ours.add_noise(x_0, eps, ours.timesteps[:1]), plan.alpha[0] * x_0 + plan.sigma[0] * eps)
+
+
+def test_bounds_of_the_levels_that_another_class_left() -> None:
+    """diffusers' spacings read them of any configuration."""
+    euler = diffusers.EulerDiscreteScheduler(**SD, use_karras_sigmas=True, sigma_max=700.0, sigma_min=0.002)
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(euler.config)
+    ours = PlanScheduler.from_config(theirs.config)
+    expected, found = both(theirs, ours, model=timeless)
+    assert theirs.sigmas[0] == 700
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_karras_levels_from_a_signal_to_noise_ratio_of_0_start_at_the_last_time() -> None:
+    """In the default betas, rescaled, the last alpha of 2^-12 lies above the two before it."""
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "use_karras_sigmas": True}
+    theirs = diffusers.DPMSolverMultistepScheduler(**settings)
+    assert theirs.alphas_cumprod[-1] > theirs.alphas_cumprod[-3]
+    ours = PlanScheduler.from_config(theirs.config)
+    expected, found = both(theirs, ours, model=timeless)
+    assert ours.timesteps[0] == 999
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("settings", [{"beta_schedule": "exp"}, {}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
@@ -763,6 +783,8 @@ def test_the_timesteps_that_are_asked_for_must_exist() -> None:
             scheduler.set_timesteps(number)
     with pytest.raises(ValueError, match="num_inference_steps=1001 is more than the 1000 times"):
         scheduler.set_timesteps(1001)
+    with pytest.raises(ValueError, match="num_step=1000 asks for 1001 distinct times, and the schedule has 1000; use fewer steps"):
+        PlanScheduler(**SD, method="tab1", final_sigmas_type="sigma_min").set_timesteps(1000)
     with pytest.raises(ValueError, match="one of them"):
         scheduler.set_timesteps()
     with pytest.raises(ValueError, match="one of them"):
