@@ -66,7 +66,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Each evaluation is at the time of its noise level. diffusers' own classes round some of these times and keep the level: of
     Karras' and Lu's spacings, and of stages between two times. A time beyond the training's is given to the network as its last,
-    or first, as there.
+    or first, as there. Each step ends at the time of the next, where diffusers' DDIM goes back by the training's times over the
+    steps, whole; and none has length 0, as theirs to a level that they repeat.
 
     Parameters
     ----------

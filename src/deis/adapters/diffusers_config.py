@@ -57,10 +57,17 @@ def _fixed(name: str, **options: Any) -> Callable[[Config], tuple[str, dict[str,
     return lambda config: (name, options)
 
 
-def _ddim(config: Config) -> tuple[str, dict[str, Any]]:
-    """Return DDIM, in the data form where alpha starts at 2^-12 or less: in float32, eps / alpha would cost four digits."""
-    tiny = config.get("rescale_betas_zero_snr") or config.get("beta_schedule") == "squaredcos_cap_v2"
-    return "ddim", {"form": "data"} if tiny else {}
+def _step(name: str) -> Callable[[Config], tuple[str, dict[str, Any]]]:
+    """Return a method of one step, in the data form where alpha starts at 2^-12 or less: eps / alpha would cost four digits."""
+
+    def method(config: Config) -> tuple[str, dict[str, Any]]:
+        tiny = config.get("rescale_betas_zero_snr") or config.get("beta_schedule") == "squaredcos_cap_v2"
+        return name, {"form": "data"} if tiny else {}
+
+    return method
+
+
+_ddim, _ancestral = _step("ddim"), _step("ancestral")
 
 
 def _deis(config: Config) -> tuple[str, dict[str, Any]]:
@@ -96,7 +103,7 @@ def _dpm(config: Config) -> tuple[str, dict[str, Any]]:
 def _singlestep(config: Config) -> tuple[str, dict[str, Any]]:
     order, algorithm = config.get("solver_order", 2), config.get("algorithm_type", "dpmsolver++")
     if order == 1 and algorithm in ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"):
-        return ("sde_dpmpp_1m" if algorithm.startswith("sde") else "ddim"), {}
+        return ("sde_dpmpp_1m", {}) if algorithm.startswith("sde") else _ddim(config)
     if algorithm not in ("dpmsolver", "dpmsolver++") or order not in (2, 3):
         raise ValueError(
             f"algorithm_type={algorithm!r} of solver_order={order!r} has no plan; give method=, such as 'sde_dpmpp_2m'"
@@ -125,10 +132,10 @@ def _final(config: Config, always: bool = False) -> dict[str, Any]:
 _EULER, _DDIM, _HEUN = "EulerDiscreteScheduler", "DDIMScheduler", "HeunDiscreteScheduler"
 FAMILIES: dict[str, Family] = {
     "DDIMScheduler": Family(_ddim, _DDIM),
-    "DDPMScheduler": Family(_fixed("ancestral"), "DDPMScheduler"),
+    "DDPMScheduler": Family(_ancestral, "DDPMScheduler"),
     "PNDMScheduler": Family(_fixed("ipndm4"), _DDIM),
     "EulerDiscreteScheduler": Family(_ddim, _EULER),
-    "EulerAncestralDiscreteScheduler": Family(_fixed("ancestral"), _EULER),
+    "EulerAncestralDiscreteScheduler": Family(_ancestral, _EULER),
     "LMSDiscreteScheduler": Family(_fixed("lms4"), _EULER),
     "HeunDiscreteScheduler": Family(_fixed("edm_heun"), _HEUN),
     "KDPM2DiscreteScheduler": Family(_fixed("dpm_solver_2"), _EULER),
