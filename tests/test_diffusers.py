@@ -504,6 +504,29 @@ def test_the_method_of_an_earlier_plan_scheduler_does_not_persist() -> None:
     assert again.config.plan == first.config.plan
 
 
+def test_a_new_method_leaves_the_options_and_the_plan_of_the_old_one() -> None:
+    plan = deis.make_plan(PlanScheduler(**SD).sde, "tab2", 5)
+    options = {"solver": "heun"}
+    for first in (
+        PlanScheduler(**SD, method="dpmpp_3m_published", method_options=options),
+        PlanScheduler.from_plan(plan, PlanScheduler(**SD).config),
+    ):
+        second = PlanScheduler.from_config(first.config, method="tab3")
+        second.set_timesteps(7)
+        assert second.plan.method == "tab3"
+    kept = PlanScheduler.from_config(PlanScheduler(**SD, method="dpmpp_3m_published", method_options=options).config, ts_phase="t")
+    assert kept.config.method_options == options
+
+
+def test_a_setting_that_flow_matching_never_had_goes_on_to_the_next_class() -> None:
+    dpm = diffusers.DPMSolverMultistepScheduler(**SD, final_sigmas_type="sigma_min", timestep_spacing="trailing")
+    ours = PlanScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler.from_config(dpm.config).config)
+    ours.set_timesteps(5)
+    assert ours.sigmas[-1] == 0
+    again = diffusers.DPMSolverMultistepScheduler.from_config(ours.config)
+    assert (again.config.final_sigmas_type, again.config.timestep_spacing) == ("sigma_min", "trailing")
+
+
 # --- the grid of auto -----------------------------------------------------------------------------------------------------
 
 

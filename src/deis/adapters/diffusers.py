@@ -542,7 +542,9 @@ def _check_spacing(config: Mapping[str, Any]) -> None:
     """Raise ValueError where two settings space the times, or one says nothing of them."""
     levels = levels_asked(config)
     if config.get("ts_phase") is not None and levels:
-        raise ValueError(f"ts_phase={config['ts_phase']!r} and {levels[0]}=True name two grids; leave one out, or set it to None")
+        raise ValueError(
+            f"ts_phase={config['ts_phase']!r} and {levels[0]}=True name two grids; give ts_phase=None or {levels[0]}=False"
+        )
     if not is_flow(config):
         return
     for name in NOT_OF_FLOW:
@@ -563,6 +565,8 @@ def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[st
             raise ValueError(f"{name}={config[name]!r} has no plan; only {allowed[-1]!r} has")
     if origin != PlanScheduler.__name__:
         config, kwargs = _of_family(origin, config, kwargs)
+    elif kwargs.get("method") not in (None, config.get("method")):  # what went with the method before
+        config = {name: value for name, value in config.items() if name not in ("method_options", "plan")}
     merged = {**config, **kwargs}
     usual = signature(merged.get("times", DPM)).get("timestep_spacing")
     if kwargs.get("method") == "auto" != config.get("method") and config.get("timestep_spacing") == usual:
@@ -571,8 +575,8 @@ def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[st
         raise ValueError(
             f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
         )
-    inert = set(NOT_OF_FLOW).intersection(config) if is_flow(merged) else set()
-    left = {name: config.pop(name) for name in inert.difference(kwargs) if config[name] is not None}
+    inert = {*NOT_OF_FLOW, *({"final_sigmas_type"} - set(signature(merged.get("times", DPM))))} if is_flow(merged) else set()
+    left = {name: config.pop(name) for name in inert.intersection(config).difference(kwargs) if config[name] is not None}
     return config, kwargs, left
 
 
