@@ -39,6 +39,7 @@ REASONS = {
     "has no attribute '(step_prk|prk_timesteps|step_plms|_get_variance|previous_timestep)'": "the inside of PNDM, DDIM and DDPM",
     "'float' object has no attribute 'cpu'": "init_noise_sigma is a number here",
     r"AssertionError: assert \{": "test_compatibles: after another class, the configuration means that class's method",
+    "may be that of LMSDiscreteScheduler or KDPM2": "test_compatibles, after one of two classes of the same parameters",
     "is none of the scheduler's, which are": "a time that set_timesteps did not give",
     "distinct times, and the schedule has": "as many steps as training times down to the smallest noise, one of them of length 0",
     "ValueError not raised : Can only pass one": "timesteps beside their number, which may be given where they agree",
