@@ -15,10 +15,10 @@ from deis.adapters.k_diffusion import sample_deis, sigmas_of, sigmas_of_auto
 from deis.methods.any_levels import adams_on_any_levels
 
 SAMPLERS = {
-    # What did best on data of known distribution over ComfyUI's schedulers, where "auto" of the library has its own noise levels.
-    "deis_auto": adams_on_any_levels("eps", "arctan_rho", 2, name="deis_auto"),
-    # "auto" of the library a degree higher, which did best on a trained network.
-    "deis_pc3": adams_on_any_levels("data", "vp_t", 2, 3, most=2.0, name="deis_pc3"),
+    # Of what is better than euler, deis, dpmpp_2m and uni_pc on a Gaussian, the best on a trained network: benchmarks/comfyui.py.
+    # The method "auto" of the library is chosen for noise levels of its own.
+    "deis_auto": adams_on_any_levels("data", "vp_t", 2, 2, most=2.0, name="deis_auto"),
+    "deis_arctan2": adams_on_any_levels("eps", "arctan_rho", 2, name="deis_arctan2"),
     "deis_tab2": adams_on_any_levels("eps", "t", 2, name="deis_tab2"),
     "deis_tab3": adams_on_any_levels("eps", "t", 3, name="deis_tab3"),
     "deis_rhoab2": adams_on_any_levels("eps", "rho", 2, name="deis_rhoab2"),
@@ -29,7 +29,7 @@ SAMPLERS = {
     "deis_dpmpp_2m_exact": "dpmpp_2m",
     "deis_dpmpp_3m_exact": "dpmpp_3m",
     "deis_ancestral": "ancestral",
-    "deis_sde_dpmpp_2m": "sde_dpmpp_2m",
+    "deis_sde_dpmpp_2m": adams_on_any_levels("data", "log_rho", 1, tau=1.0, most=1.25, name="deis_sde_dpmpp_2m"),
 }
 
 

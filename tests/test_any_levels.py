@@ -9,6 +9,7 @@ import pytest
 
 import deis
 from deis.methods.any_levels import adams_on_any_levels
+from deis.methods.noise import noise_left
 
 MEAN, DEVIATION = np.array([0.5, -1.0, 2.0]), np.array([0.3, 1.0, 0.1])
 
@@ -76,3 +77,21 @@ def test_a_step_too_long_for_its_nodes_takes_a_lower_degree() -> None:
 def test_a_corrector_of_eps_is_refused() -> None:
     with pytest.raises(ValueError, match="corrector=2 needs form='data'"):
         adams_on_any_levels("eps", "t", 2, 2, name="x")
+
+
+def test_noise_is_carried_over_long_steps_at_a_lower_degree() -> None:
+    """Where extrapolation over long steps multiplies the noise that was added, adams refuses, and this lowers the degree."""
+    sde, ts = deis.FlowMatching(), [1.0, 0.97, 0.86, 0.7, 0.5, 0.35, 0.2, 0.1, 0.02, 0.0009, 0.0]
+    short = deis.make_plan(deis.VPSDE.linear(), adams_on_any_levels("data", "log_rho", 1, tau=1.0, name="x"), 40, "log")
+    same = deis.make_plan(deis.VPSDE.linear(), "sde_dpmpp_2m", 40, "log")
+    for name in ("keep_x", "keep_p", "keep_z"):
+        np.testing.assert_allclose(getattr(short, name), getattr(same, name), rtol=1e-12, atol=1e-14)
+
+    def spread(most: float) -> float:
+        plan = adams_on_any_levels("data", "log_rho", 1, tau=1.0, most=most, name="x")(sde, np.array(ts), "")
+        return max(noise_left(plan, c) for c in (0.25, 1.0))
+
+    assert spread(np.inf) > 2
+    assert spread(1.25) < 1.25
+    with pytest.raises(ValueError, match=r"tau=1.0 needs form='data'"):
+        adams_on_any_levels("eps", "t", 2, tau=1.0, name="x")

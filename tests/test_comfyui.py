@@ -15,11 +15,10 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,17 +26,16 @@ import torch
 from torch import Tensor
 
 import deis
+from benchmarks.comfyui import CONDITIONING, NODES, load_program, patcher_of
 from deis.adapters.k_diffusion import schedule_of
 
 ROOT = os.environ.get("DEIS_COMFYUI")
-NODES = Path(__file__).parents[1] / "comfy"
 pytestmark = [
     pytest.mark.comfyui,
     pytest.mark.skipif(ROOT is None, reason="DEIS_COMFYUI does not name a checkout of ComfyUI"),
     pytest.mark.filterwarnings("ignore"),  # ComfyUI's own
 ]
 
-CONDITIONING = [[torch.zeros(1, 1, 8), {}]]
 SHAPE = (2, 4, 8, 8)
 DEVIATION = torch.tensor([0.2, 0.45, 0.7, 1.0], dtype=torch.float64).view(1, 4, 1, 1)
 MEAN = 0.3
@@ -45,45 +43,14 @@ MODES = torch.tensor([[0.3, -0.9, 0.25], [0.3, 0.2, 0.1], [0.4, 0.8, 0.3]], dtyp
 runs = {"asked": 0, "passed": 0}
 
 
-class AnyName(ModuleType):
-    """Stands in for a package that ComfyUI imports and none of these tests uses."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__path__: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
 @pytest.fixture(scope="module")
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """ComfyUI's modules, on the CPU, with the folder of nodes loaded by its own loader."""
+    """ComfyUI's modules, with a folder of inputs; at the end it prints how many runs passed."""
     assert ROOT is not None
-    importlib.import_module("transformers").CLIPTokenizer  # noqa: B018 (it looks for torchvision, once)
-    for package in ("torchvision", "torchaudio"):
-        if importlib.util.find_spec(package) is None:
-            for name in (package, f"{package}.transforms", f"{package}.functional"):
-                sys.modules[name] = AnyName(name)
-    # The checkout's comfy has no __init__.py: from anywhere on the path the folder of nodes would be found before it.
-    sys.path[:] = [ROOT, *(path for path in sys.path if Path(path).resolve() != NODES.parent)]
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("comfy", "utils", "nodes")]:
-        del sys.modules[name]
-    importlib.import_module("comfy.cli_args").args.cpu = True
-    names = ("samplers", "sample", "model_base", "model_patcher", "model_sampling", "supported_models_base", "latent_formats")
-    modules = {name: importlib.import_module(f"comfy.{name}") for name in names}
-    extras = {name: importlib.import_module(f"comfy_extras.nodes_{name}") for name in ("model_advanced", "custom_sampler")}
-    nodes, execution = importlib.import_module("nodes"), importlib.import_module("execution")
-    folders = importlib.import_module("folder_paths")
-    inputs = tmp_path_factory.mktemp("input")
-    folders.set_input_directory(str(inputs))
-    assert asyncio.run(nodes.load_custom_node(str(NODES)))
-    ours = sys.modules[str(NODES).replace(".", "_x_")]
-    for extra in extras.values():
-        nodes.NODE_CLASS_MAPPINGS.update(extra.NODE_CLASS_MAPPINGS)
-    yield SimpleNamespace(**modules, **extras, nodes=nodes, execution=execution, folders=folders, inputs=inputs, ours=ours)
+    found = load_program(ROOT)
+    found.inputs = tmp_path_factory.mktemp("input")
+    found.folders.set_input_directory(str(found.inputs))
+    yield found
     version = importlib.import_module("comfyui_version").__version__
     capture = request.config.pluginmanager.get_plugin("capturemanager")
     assert capture is not None
@@ -165,14 +132,8 @@ STRAIGHT = ("FLOW", "FLOW, shift", "AURA", "FLUX")
 def build(program: Any, name: str, mean_of: Callable[[Tensor, Tensor, Tensor], Tensor] = gaussian) -> Any:
     """Return a model patcher."""
     kind, settings, change = CLASSES[name]
-    config = program.supported_models_base.BASE({"disable_unet_model_creation": True})
-    config.sampling_settings = dict(settings)
-    config.latent_format = program.latent_formats.SD15()
-    config.latent_format.scale_factor = 1.0
-    model = program.model_base.BaseModel(config, program.model_base.ModelType[kind])
-    model.diffusion_model = Network(model, mean_of)
-    cpu = torch.device("cpu")
-    patcher = program.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    patcher = patcher_of(program, kind, settings)
+    patcher.model.diffusion_model = Network(patcher.model, mean_of)
     return patcher if change is None else change(program, patcher)
 
 
@@ -390,13 +351,20 @@ def test_none_is_worse_than_euler_on_a_gaussian(program: Any, name: str) -> None
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("mean_of", [gaussian, mixture])
-def test_deis_auto_is_better_than_comfyui_s_own(program: Any, name: str, mean_of: Callable[..., Tensor]) -> None:
-    """With the scheduler "deis"; from a Gaussian by flow matching, where Adams in t is all but exact there, with "simple"."""
-    scheduler = "simple" if mean_of is gaussian and name in STRAIGHT else "deis"
-    found = errors(program, build(program, name, mean_of), scheduler, ("deis_auto", *THEIRS))
+def test_deis_auto_is_better_than_comfyui_s_own_on_a_gaussian(program: Any, name: str) -> None:
+    """With the scheduler "deis"; by flow matching, where Adams in t is all but exact there, with "simple"."""
+    found = errors(program, build(program, name), "simple" if name in STRAIGHT else "deis", ("deis_auto", *THEIRS))
     for sampler in THEIRS:
         assert found["deis_auto"] < found[sampler], found
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_better_than_comfyui_s_own_on_a_mixture(program: Any, name: str) -> None:
+    """deis_arctan2 is better than all of them; deis_auto than all but "deis"."""
+    found = errors(program, build(program, name, mixture), "deis", ("deis_auto", "deis_arctan2", *THEIRS))
+    for sampler in THEIRS:
+        assert found["deis_arctan2"] < found[sampler], found
+        assert found["deis_auto"] < found[sampler] or sampler == "deis", found
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ _EVEN = np.array([1, 2, 11 / 3, 20 / 3])
 
 
 def adams_on_any_levels(
-    form: Form, clock: str, order: int, corrector: int | None = None, *, most: float = 5.0, name: str
+    form: Form, clock: str, order: int, corrector: int | None = None, *, tau: float = 0.0, most: float = 5.0, name: str
 ) -> Builder:
     r"""Return `deis.adams(form, clock, order, corrector)` for levels that are not of its own choice.
 
@@ -36,6 +36,8 @@ def adams_on_any_levels(
         The greatest degree of the polynomial, at most 3.
     corrector : int, optional
         As for `deis.adams`, at most 3; the data form only, which rounding does not grow in from a small alpha.
+    tau : float
+        As for `deis.adams`, the data form only.
     most : float
         See above.
     name : str
@@ -44,6 +46,8 @@ def adams_on_any_levels(
     u = CLOCKS[clock]
     if form == "eps" and corrector is not None:
         raise ValueError(f"corrector={corrector!r} needs form='data'")
+    if form == "eps" and tau != 0:
+        raise ValueError(f"tau={tau!r} needs form='data'")
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
         check_clock(schedule, ts, u, name)
@@ -51,22 +55,25 @@ def adams_on_any_levels(
 
         def weights(degree: int, *, ahead: bool = False) -> list[Array]:
             degrees = step_degrees(schedule, ts, degree, u, form, ahead=ahead)
-            return [_weights(schedule, ts, i, degrees[i], u, form, most, ahead) for i in range(int(from_noise), len(degrees))]
+            steps = range(int(from_noise), len(degrees))
+            return [_weights(schedule, ts, i, degrees[i], u, form, tau, most, ahead) for i in steps]
 
         if from_noise:
             return _in_data(schedule, ts, weights(order), name, grid)
-        psi, _ = transport(schedule, ts, form)
+        psi, keep_z = transport(schedule, ts, form, tau)
         c_c = None if corrector is None else _rows(weights(corrector, ahead=True))
-        return multistep_plan(schedule, ts, form, psi, _rows(weights(order)), name, grid, corrector=c_c)
+        return multistep_plan(schedule, ts, form, psi, _rows(weights(order)), name, grid, corrector=c_c, keep_z=keep_z)
 
     return build
 
 
-def _weights(schedule: Schedule, ts: Array, i: int, degree: int, u: Clock, form: Form, most: float, ahead: bool) -> Array:
+def _weights(
+    schedule: Schedule, ts: Array, i: int, degree: int, u: Clock, form: Form, tau: float, most: float, ahead: bool
+) -> Array:
     """Return the weights of step i, newest node first, of the highest degree up to `degree` that does not run away."""
     while True:
         nodes = ts[i + int(ahead) - np.arange(degree + 1)]
-        c: Array = lagrange_integrals(schedule, u, form, nodes[None], ts[i : i + 1], ts[i + 1 : i + 2])[0]
+        c: Array = lagrange_integrals(schedule, u, form, nodes[None], ts[i : i + 1], ts[i + 1 : i + 2], tau=tau)[0]
         if degree == 0 or np.abs(c).sum() <= most * _EVEN[degree] * np.abs(c.sum()):
             return c
         degree -= 1
