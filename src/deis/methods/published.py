@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import flag
+from ..arguments import flag, one_of
 from ..plan import Plan
 from ..quadrature import Form, Norm
 from ..sde import Schedule
@@ -56,6 +56,7 @@ def normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | N
 
 
 Solver = Literal["midpoint", "heun"]
+_SOLVERS = ("midpoint", "heun")
 
 
 def dpm_multistep(
@@ -84,7 +85,7 @@ def dpm_multistep(
     """
     tau = check_tau(tau)
     flag("lower_order_final", lower_order_final)
-    _check_solver(solver)
+    one_of("solver", solver, _SOLVERS)
     name = _dpm_name(form, f"{order}m", tau)
 
     def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
@@ -102,11 +103,6 @@ def dpm_multistep(
         return plan if form == "eps" else check_noise(plan, repr(tau))
 
     return build
-
-
-def _check_solver(solver: str) -> None:
-    if solver not in ("midpoint", "heun"):
-        raise ValueError(f"solver={solver!r} is unknown; the known ones are 'midpoint', 'heun'")
 
 
 def _dpm_name(form: Form, order: str, tau: float) -> str:
@@ -174,7 +170,7 @@ class GridStages:
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        _check_solver(self.solver)
+        one_of("solver", self.solver, _SOLVERS)
 
     @property
     def name(self) -> str:
