@@ -42,9 +42,14 @@ def run(scheduler: Any, *, x: Tensor | None = None, first: int = 0, **kwargs: An
     """Run a scheduler as pipelines do."""
     scheduler.set_timesteps(**({"num_inference_steps": 10} | kwargs))
     x = noise(2, 3, 8, 8) if x is None else x
+    timesteps = scheduler.timesteps[first:]  # before the beginning is told, as pipelines do
     if first:
         scheduler.set_begin_index(first)
-    for t in scheduler.timesteps[first:]:
+    return loop(scheduler, timesteps, x)
+
+
+def loop(scheduler: Any, timesteps: Tensor, x: Tensor) -> Tensor:
+    for t in timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(network(scaled, t), t, x, return_dict=False)[0]
     return x
@@ -692,9 +697,19 @@ def test_what_is_left_of_a_calibrated_plan_without_the_data_s_end() -> None:
     scheduler, x = PlanScheduler.from_plan(fitted(sde), config), noise(2, 3, 8, 8)
     with pytest.warns(UserWarning, match="was calibrated as a whole"):
         x_0 = run(scheduler, x=x, num_inference_steps=5, first=2)
-    rest = deis.make_plan(sde, "auto", ts=scheduler.plan.t[2:])
+    rest = deis.make_plan(sde.between(float(scheduler.plan.t[2])), "auto", nfe=3)
+    assert scheduler.timesteps.tolist() == [*scheduler.plan.t[:2], *rest.t[:-1]]
     expected = deis.sample(rest, deis.Denoiser(lambda x, t: network(x, t[0]), sde), x)
     torch.testing.assert_close(x_0, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_clone_of_a_calibrated_plan_begins_for_itself() -> None:
+    scheduler = PlanScheduler.from_plan(fitted(PlanScheduler(**SD).sde), PlanScheduler(**SD).config)
+    scheduler.set_timesteps()
+    other, times = scheduler.clone(), scheduler.timesteps.tolist()
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):
+        other.set_begin_index(2)
+    assert scheduler.timesteps.tolist() == times != other.timesteps.tolist()
 
 
 def test_a_plan_for_the_betas_in_float64_is_one_for_the_pipeline_s_float32() -> None:
@@ -739,6 +754,12 @@ def test_a_plan_that_is_given_has_its_own_times() -> None:
     with pytest.warns(UserWarning, match="was calibrated as a whole"):
         x_0 = run(scheduler, x=x, num_inference_steps=5, first=2)
     model = deis.Denoiser(lambda x, t: network(x, t[0] - 1), scheduler.sde)
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):
+        rest = deis.cut_plan(scheduler.plan, scheduler.sde, float(scheduler.plan.t[2]))
+    torch.testing.assert_close(x_0, deis.sample(rest, model, x), rtol=1e-6, atol=1e-6)
+    scheduler.set_timesteps()
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):  # nobody tells before the first step: at the times there are
+        x_0 = loop(scheduler, scheduler.timesteps[2:], x)
     with pytest.warns(UserWarning, match="was calibrated as a whole"):
         rest = deis.cut.from_call(scheduler.plan, scheduler.sde, 2)
     torch.testing.assert_close(x_0, deis.sample(rest, model, x), rtol=1e-6, atol=1e-6)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -252,6 +254,25 @@ def test_every_method_and_file_begins_where_the_strength_says(
     assert len(times) == int(20 * strength)
     assert times == pipe.scheduler.timesteps[-len(times) :].tolist()
     assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 0.8])
+def test_what_is_left_of_a_calibrated_plan_runs_on_auto_s_own_grid(strength: float) -> None:
+    """The pipeline slices the times before it tells where to begin, and its slice follows."""
+    pipe, more = make(image_to_image)
+    whole = deis.make_plan(PlanScheduler.from_config(pipe.scheduler.config).sde, "tab2", nfe=10)
+    plan = replace(whole, fitted="a test", provenance={"stages": []})
+    pipe.scheduler = PlanScheduler.from_plan(plan, pipe.scheduler.config)
+    times, first = evaluations(pipe.unet), 10 - int(10 * strength)
+    with pytest.warns(UserWarning, match="was calibrated as a whole"):
+        images((pipe, more | {"strength": strength}), 10)
+    rest = deis.make_plan(pipe.scheduler.sde.between(float(plan.t[first])), "auto", nfe=10 - first)
+    assert times == (rest.t[:-1] - 1).tolist()
+    assert times != (plan.t[first:-1] - 1).tolist()
+    noisy = pipe.scheduler.add_noise(torch.zeros(2, 1), torch.ones(2, 1), torch.tensor(times[-2:]))
+    np.testing.assert_allclose(noisy[:, 0], rest.sigma[-3:-1], rtol=1e-3)
+    pipe.scheduler.set_begin_index(0)
+    assert pipe.scheduler.timesteps.tolist() == (plan.t[:-1] - 1).tolist()
 
 
 def refiner(base: Any) -> Any:

@@ -21,7 +21,7 @@ with needs("diffusers", "deis.adapters.diffusers"):
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
-from ..cut import from_call
+from ..cut import between, from_call
 from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
 from ..methods.adams import Builder
@@ -161,6 +161,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.as_tensor(kind.timesteps)
+        self._times = np.empty(0)
         self._values: list[float] = []
         self.sigmas = torch.zeros(0)
         self._plan: Plan | None = None
@@ -223,6 +224,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def clone(self) -> PlanScheduler:
         """Return a scheduler of the same plan that runs for itself, as another thread's; what does not change is shared."""
         other = copy.copy(self)
+        other.timesteps = self.timesteps.clone()  # `set_begin_index` may write into it
         other._rewind()
         return other
 
@@ -341,15 +343,24 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "rescale_betas_zero_snr; use a network of 'v_prediction' or 'sample', or timestep_spacing='leading'"
             )
         Stepwise(plan, self._predicts, self._threshold)  # refuses what cannot run, before the network is called
-        self._plan, calls = plan, np.flatnonzero(plan.calls)
-        times = self._timestep_of(plan.t[calls])
+        self._plan, self._rest = plan, (0, plan)
+        times = self._timestep_of(plan.t[:-1][plan.calls])
         whole = bool((times == np.rint(times)).all()) and not is_flow(self.config)
-        self._values = times.tolist()
         self.timesteps = torch.from_numpy(times).to(device=device, dtype=torch.int64 if whole else torch.float32)
-        levels = plan.sigma if is_flow(self.config) else plan.sigma / np.maximum(plan.alpha, np.finfo(float).tiny)
-        self.sigmas = torch.from_numpy(levels[[*calls, -1]]).float()
+        self._lay_out(plan, 0)
         self.num_inference_steps, self._begin_index = plan.nfe, None
         self._rewind()
+
+    def _lay_out(self, rest: Plan, first: int) -> None:
+        """Write the times and levels of the plan up to an evaluation, and of what takes the place of the rest behind it."""
+        parts = [(self.plan, slice(0, first)), (rest, slice(None))]
+        self._times = np.concatenate([plan.t[:-1][plan.calls][chosen] for plan, chosen in parts])
+        self._values = self._timestep_of(self._times).tolist()
+        self.timesteps.copy_(torch.tensor(self._values))
+        tiny = np.finfo(float).tiny
+        levels = [plan.sigma if is_flow(self.config) else plan.sigma / np.maximum(plan.alpha, tiny) for plan, _ in parts]
+        ends = [level[:-1][plan.calls][chosen] for level, (plan, chosen) in zip(levels, parts, strict=True)]
+        self.sigmas = torch.from_numpy(np.concatenate([*ends, levels[1][-1:]])).float()
 
     def _timestep_of(self, t: Array) -> Array:
         """Return the training times of a plan's times."""
@@ -385,8 +396,20 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Tell with which entry of `timesteps` the run begins, as image-to-image pipelines do."""
+        """Tell with which entry of `timesteps` the run begins, as image-to-image pipelines do.
+
+        What is left of a calibrated plan is made anew (`deis.cut_plan`). Its times take the place of the later entries in
+        `timesteps` itself, so that the slices which pipelines take before they tell have them, too.
+        """
         self._begin_index = begin_index
+        plan = self._plan
+        if plan is None or not plan.provenance or not 0 <= begin_index < plan.nfe:
+            return
+        rest = between(plan, self._own_schedule(), float(plan.t[:-1][plan.calls][begin_index]), None)
+        times = self._timestep_of(rest.t[:-1][rest.calls])
+        if rest.nfe == plan.nfe - begin_index and (self.timesteps.is_floating_point() or (times == np.rint(times)).all()):
+            self._rest = (begin_index, rest)
+            self._lay_out(rest, begin_index)
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """Return the number of an entry of `timesteps`; one of the tensor's own entries is found without waiting for its device.
@@ -471,18 +494,21 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan = self.plan
         if not 0 <= first < plan.nfe:
             raise ValueError(f"begin_index={first!r} must lie in 0 ... {plan.nfe - 1}")
-        left = self._left(plan, first) if first > 0 else plan
+        left = self._rest[1] if self._rest[0] == first else self._left(plan, first)
         self._step_index, self._run = first, Stepwise(left, self._predicts, self._threshold)
 
     def _left(self, plan: Plan, first: int) -> Plan:
         """Return the rest of a plan: cut, or for a multistep method by name the method on the times that are left."""
         builder = self._builder(plan.num_step)
         if self._given is not None or isinstance(builder, SingleStep):
-            with_data = is_flow(self.config) or self._shift == 1
-            return from_call(plan, self.sde if with_data else VPSDE.discrete(self.alphas_cumprod), first)
+            return from_call(plan, self._own_schedule(), first)
         if isinstance(builder, GridStages):
             builder = replace(builder, skipped=first)
         return make_plan(self.sde, builder, ts=plan.t[first:], nfe=plan.nfe - first)
+
+    def _own_schedule(self) -> Schedule:
+        """Return the schedule of the plan: the scheduler's, or the same without a noise-free end."""
+        return self.sde if is_flow(self.config) or self._shift == 1 else VPSDE.discrete(self.alphas_cumprod)
 
     def _prediction_of(self, m: Tensor, sample: Tensor) -> Tensor:
         if self.config.get("variance_type") in ("learned", "learned_range") and m.ndim > 1 and m.shape[1] == 2 * sample.shape[1]:
@@ -520,7 +546,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         times = timesteps + 1.0
         for i, t in enumerate(timesteps.tolist()):
             place = self._place_of(t)
-            times[i] = times[i] if place is None else self.plan.t[np.flatnonzero(self.plan.calls)[place]] - self._shift + 1
+            times[i] = times[i] if place is None else self._times[place] - self._shift + 1
         alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
         whole = (times == np.rint(times)) & (times <= self.config.num_train_timesteps)
         abar = self.alphas_cumprod.double().numpy()[times[whole].astype(int) - 1]
