@@ -11,7 +11,7 @@ import numpy as np
 
 from ..arguments import check_state, function, number, one_of
 from ..foreign import array_namespace, call_unchanged, is_torch
-from ..plan import Plan
+from ..plan import Plan, Row
 from ..sde import Schedule, check_schedule
 
 
@@ -230,13 +230,15 @@ class Denoiser:
             return 0 * x
 
 
-def checked_output(call: str, m: Any, x: Any) -> Any:
-    """Return what a model returned, checked to be an array like x."""
-    same = array_namespace(m) is array_namespace(x) and getattr(m, "shape", None) == x.shape
-    if not same:
-        got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"
-        raise ValueError(f"{call} returned {got} for x of shape {tuple(x.shape)}; it must return an array of the shape of x")
-    return m
+def checked_output(call: str, m: Any, x: Any, row: Row | None = None) -> Any:
+    """Return what a model returned, checked to be an array like x; a row tells an error the time."""
+    if array_namespace(m) is array_namespace(x) and getattr(m, "shape", None) == x.shape:
+        return m
+    got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"
+    raise ValueError(
+        f"{call} returned {got}{'' if row is None else f' at t={row.t!r}'} for x of shape {tuple(x.shape)}; it must return one "
+        f"{type(x).__name__} of the shape of x (not a tuple, nor an output object: take its .sample)"
+    )
 
 
 def times(x: Any, t: float, num_times: int | None) -> Any:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..model.predictions import Level, convert, evaluate
+from ..model.predictions import Level, checked_output, convert, evaluate
 from ..plan import Plan
-from .options import Options, check_output, not_finite, observer
+from .options import Options, not_finite, observer
 
 
 def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, options: Options) -> Array:
@@ -28,7 +28,7 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
         x_in = x.astype(x_T.dtype)
         level = Level(row["t"], row["alpha"], row["sigma"])
         m = evaluate(model, x_in, jnp.full(len(x_T), row["t"]), level)
-        check_output(m, Array, x_in, 0, plan)  # the scan traces the model once, for all rows
+        checked_output("model(x, t)", m, x_in, plan.rows[0])  # the scan traces the model once, for all rows
         factors: Any = options.factors[0] if same else row["factors"]
         p = convert(m.astype(carry_dtype), x, factors, options.threshold)
         return p, jnp.isfinite(m).all()

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..machine import run_rows
-from ..model.predictions import convert, evaluate
+from ..model.predictions import checked_output, convert, evaluate
 from ..plan import Plan
-from .options import Options, check_output, not_finite, observer, streams
+from .options import Options, not_finite, observer, streams
 
 Array = NDArray[Any]
 
@@ -27,11 +27,12 @@ def run_numpy(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, op
             return x * row.guess
         x_in = x.astype(x_T.dtype, copy=False)
         m = evaluate(model, x_in, times[i], row)
-        check_output(m, np.ndarray, x_in, i, plan)
+        checked_output("model(x, t)", m, x_in, row)
         if options.check_finite and not np.isfinite(m).all():
             raise not_finite(i, plan)
         p = convert(m.astype(carry, copy=False), x, options.factors[i], options.threshold)
-        return p.copy() if np.may_share_memory(p, m) else p  # a buffer of the model's, which it may write again
+        # m may lie in a buffer that the model writes again, and so may what a threshold returns.
+        return p.copy() if options.threshold is not None or np.may_share_memory(p, m) else p
 
     keep = [x_T.astype(carry, copy=False)]
     noise = _add_noise(options.rng, len(x_T)) if plan.stochastic else None

@@ -83,18 +83,6 @@ def streams(rng: Any, batch: int, kind: type[Any], spawn: Callable[[Any], list[A
     return list(rng)
 
 
-def check_output(m: Any, kind: type[Any], x: Any, i: int, plan: Plan) -> None:
-    """Raise unless the model's output is an array of the state's shape."""
-    is_array = isinstance(m, kind)
-    if is_array and m.shape == x.shape:
-        return
-    got = f"shape {tuple(m.shape)}" if is_array else f"a {type(m).__name__}"
-    raise ValueError(
-        f"model(x, t) returned {got} at t={plan.rows[i].t!r} (row {i}) for x of shape {tuple(x.shape)}; "
-        f"it must return one {kind.__name__} of the shape of x (not a tuple, nor an output object: take its .sample)"
-    )
-
-
 def not_finite(i: int, plan: Plan) -> ValueError:
     """Return the error for a model output that is NaN or infinite."""
     return ValueError(

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..machine import run_rows
-from ..model.predictions import convert, evaluate
+from ..model.predictions import checked_output, convert, evaluate
 from ..plan import Plan
-from .options import Options, check_output, not_finite, observer, streams
+from .options import Options, not_finite, observer, streams
 
 
 def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor, options: Options, grad: bool) -> Tensor:
@@ -27,7 +27,7 @@ def run_torch(plan: Plan, model: Callable[[Tensor, Tensor], Tensor], x_T: Tensor
             return x * row.guess
         x_in = x.to(x_T.dtype)
         m = evaluate(model, x_in, times[i], row)
-        check_output(m, Tensor, x_in, i, plan)
+        checked_output("model(x, t)", m, x_in, row)
         if options.check_finite and not bool(torch.isfinite(m).all()):
             raise not_finite(i, plan)
         p = convert(m.to(carry), x, options.factors[i], options.threshold)
