@@ -90,7 +90,7 @@ def from_call(plan: Plan, sde: Schedule, call: int) -> Plan:
     Raises
     ------
     ValueError
-        Where there is no such evaluation, or a later one lies at an earlier time, above it.
+        Where there is no such evaluation, the plan ends at its time, or a later stage of its step lies before it.
     """
     rows = np.flatnonzero(plan.calls)
     if not 0 <= call < len(rows):

@@ -96,8 +96,13 @@ def _spaced(schedule: Schedule, num_step: int, ts_phase: str, ts_order: float) -
 
 def has_grid(schedule: Schedule, ts_phase: str) -> bool:
     """Tell whether a quantity is finite at the ends of a schedule, so that a grid can be even in it."""
-    high, low = schedule.log_rho(np.array([schedule.t_start, schedule.t_end]))
-    return ts_phase in ("t", "vp_t") or not (np.isposinf(high) or (np.isneginf(low) and ts_phase == "log"))
+    log_rho = schedule.log_rho(np.array([schedule.t_start, schedule.t_end]))
+    return ts_phase in ("t", "vp_t") or not _infinite(log_rho, ts_phase).any()
+
+
+def _infinite(log_rho: Array, ts_phase: str) -> NDArray[np.bool_]:
+    """Tell where the quantity of a "rho" or "log" grid is infinite."""
+    return np.isposinf(log_rho) | (np.isneginf(log_rho) & (ts_phase == "log"))
 
 
 def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None) -> Array:
@@ -132,11 +137,12 @@ def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLi
 
 
 def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
-    for value, argument, t in zip(log_rho, ("sampling_T", "sampling_eps"), (schedule.t_start, schedule.t_end), strict=True):
-        if np.isposinf(value) or (np.isneginf(value) and ts_phase == "log"):
+    ends = (("sampling_T", "alpha", schedule.t_start), ("sampling_eps", "sigma", schedule.t_end))
+    for (argument, level, t), infinite in zip(ends, _infinite(log_rho, ts_phase), strict=True):
+        if infinite:
             raise ValueError(
-                f"ts_phase={ts_phase!r} has no grid where {'alpha' if value > 0 else 'sigma'} is 0, at {argument}={t!r}; "
-                f"use ts_phase='t', or a {argument} inside the schedule"
+                f"ts_phase={ts_phase!r} has no grid where {level} is 0, at {argument}={t!r}; use ts_phase='t', or a {argument} "
+                "inside the schedule"
             )
 
 

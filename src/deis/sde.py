@@ -113,7 +113,7 @@ class Schedule(abc.ABC):
                 continue
             if self.num_times is not None and not 0 <= t <= self.num_times - 1:
                 raise ValueError(f"{argument}={t!r} must lie in [0, {self.num_times - 1}], the times of {self.name}")
-            object.__setattr__(part, name, float(t))
+            _keep(part, name, float(t))
         _check_span(part)
         return part
 
@@ -141,7 +141,7 @@ def check_schedule(sde: object) -> None:
     kind("sde", sde, Schedule, "a noise schedule such as deis.VPSDE.linear(),")
 
 
-def _keep(schedule: Schedule, argument: str, value: float) -> None:
+def _keep(schedule: Schedule, argument: str, value: float | str) -> None:
     """Set a field of a frozen schedule."""
     object.__setattr__(schedule, argument, value)
 
@@ -331,7 +331,7 @@ class VESDE(Schedule):
             _keep(self, argument, number(argument, getattr(self, argument), above=0))
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min!r} must be less than sigma_max={self.sigma_max!r}")
-        object.__setattr__(self, "name", f"VESDE({self.sigma_min!r}, {self.sigma_max!r})")
+        _keep(self, "name", f"VESDE({self.sigma_min!r}, {self.sigma_max!r})")
         _check_span(self)
 
     def log_alpha(self, t: ArrayLike) -> Array:
@@ -395,7 +395,7 @@ class FlowMatching(Schedule):
     def __post_init__(self) -> None:
         _keep(self, "shift", number("shift", self.shift, above=0, hint="1 is none"))
         if self.shift != 1:
-            object.__setattr__(self, "name", f"FlowMatching(shift={self.shift!r})")
+            _keep(self, "name", f"FlowMatching(shift={self.shift!r})")
         _check_span(self, least=0, most=1)
 
     def log_alpha(self, t: ArrayLike) -> Array:
