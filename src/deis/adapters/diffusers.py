@@ -343,16 +343,17 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "rescale_betas_zero_snr; use a network of 'v_prediction' or 'sample', or timestep_spacing='leading'"
             )
         Stepwise(plan, self._predicts, self._threshold)  # refuses what cannot run, before the network is called
-        self._plan, self._rest = plan, (0, plan)
+        self._plan = plan
         times = self._timestep_of(plan.t[:-1][plan.calls])
         whole = bool((times == np.rint(times)).all()) and not is_flow(self.config)
         self.timesteps = torch.from_numpy(times).to(device=device, dtype=torch.int64 if whole else torch.float32)
-        self._lay_out(plan, 0)
+        self._lay_out(0, plan)
         self.num_inference_steps, self._begin_index = plan.nfe, None
         self._rewind()
 
-    def _lay_out(self, rest: Plan, first: int) -> None:
-        """Write the times and levels of the plan up to an evaluation, and of what takes the place of the rest behind it."""
+    def _lay_out(self, first: int, rest: Plan) -> None:
+        """Take a plan for the place of what is left from an evaluation on; write its times and levels behind those before it."""
+        self._rest = (first, rest)
         parts = [(self.plan, slice(0, first)), (rest, slice(None))]
         self._times = np.concatenate([plan.t[:-1][plan.calls][chosen] for plan, chosen in parts])
         self._values = self._timestep_of(self._times).tolist()
@@ -407,9 +408,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             return
         rest = between(plan, self._own_schedule(), float(plan.t[:-1][plan.calls][begin_index]), None)
         times = self._timestep_of(rest.t[:-1][rest.calls])
-        if rest.nfe == plan.nfe - begin_index and (self.timesteps.is_floating_point() or (times == np.rint(times)).all()):
-            self._rest = (begin_index, rest)
-            self._lay_out(rest, begin_index)
+        fits = rest.nfe == plan.nfe - begin_index and (self.timesteps.is_floating_point() or (times == np.rint(times)).all())
+        self._lay_out(*((begin_index, rest) if fits else (0, plan)))
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """Return the number of an entry of `timesteps`; one of the tensor's own entries is found without waiting for its device.
