@@ -450,6 +450,19 @@ def test_a_rate_of_noise_that_extrapolation_multiplies_is_refused_or_warned_of(s
         deis.make_plan(sde, "sa_solver", 50, tau=lambda t: 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:tau")
+def test_no_plan_is_made_whose_samples_spread_three_times_as_far() -> None:
+    made, refused = [], 0
+    for order in (1, 2, 3):
+        for tau in np.arange(1.0, 5.0, 0.25).tolist():
+            try:
+                made.append(deviation_of_law(deis.make_plan(SDE, deis.adams("data", "log_rho", order, tau=tau), 20)))
+            except ValueError:
+                refused += 1
+    assert 2 < max(made) < 3.1  # the noise is refused from 3 on, and a little is left of what it started with
+    assert refused > 5
+
+
 @pytest.mark.parametrize("tau", [1.0, 3.0, 10.0, 30.0])
 @pytest.mark.parametrize("ts", [(1.0, 0.001), (1.0, 0.5, 0.001), (0.9, 0.8, 0.7, 0.6)])
 def test_the_weights_of_great_rates_are_exact(tau: float, ts: tuple[float, ...]) -> None:
@@ -563,6 +576,22 @@ def test_a_model_may_return_one_buffer_again_and_again(method: str, predicts: st
             found = deis.sample(plan, deis.Denoiser(model, sde, predicts, threshold), x_T)
             buffer[:] = 7.0
             np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-12)
+
+
+@pytest.mark.parametrize("x_T", [X_T, torch.tensor(X_T)], ids=["numpy", "torch"])
+def test_a_threshold_may_return_one_buffer_again_and_again(x_T: Any) -> None:
+    buffer = 0 * x_T
+
+    def threshold(x_0: Any) -> Any:
+        buffer[:] = x_0.clip(-0.5, 0.5)
+        return buffer
+
+    sde = deis.FlowMatching(0.01, 0.99)
+    wanted, found = (
+        deis.sample(deis.make_plan(sde, "dpmpp_2m", nfe=6), deis.Denoiser(leaves_x, sde, "x0", limit), x_T)
+        for limit in (lambda x_0: x_0.clip(-0.5, 0.5), threshold)
+    )
+    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), rtol=1e-12)
 
 
 def test_a_model_may_return_its_input() -> None:
