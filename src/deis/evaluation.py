@@ -112,7 +112,7 @@ def evaluate(
     ]
     seconds = float(sum(part["seconds"] for part in parts))
     found: dict[str, Any] = {"method": plan.method, "grid": plan.grid, "nfe": plan.nfe, "samples": len(samples)}
-    found |= {"seconds": round(seconds, 3), "images_per_second": round(len(samples) / seconds, 3)}
+    found |= {"seconds": seconds, "images_per_second": len(samples) / seconds}
     if reference is not None:
         x_0 = np.concatenate([part["x_0"] for part in parts])[:kept]
         errors = rmse(x_0, reference)
