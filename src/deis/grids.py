@@ -53,14 +53,14 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     return ts if schedule.num_times is None else distinct_times(ts, schedule)
 
 
-def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
+def continuous_grid(sde: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
     """Return the grid of `make_grid` without its last step, the rounding to distinct integers for a discrete schedule."""
-    check_schedule(schedule)
+    check_schedule(sde)
     num_step = whole("num_step", num_step)
     one_of("ts_phase", ts_phase, PHASES)
     ts_order = DEFAULT_ORDER[ts_phase] if ts_order is None else number("ts_order", ts_order, above=0)
     with np.errstate(all="ignore"):
-        ts = _spaced(schedule, num_step, ts_phase, np.float64(ts_order))
+        ts = _spaced(sde, num_step, ts_phase, np.float64(ts_order))
     if not (np.isfinite(ts).all() and (np.diff(ts) < 0).all()):
         raise ValueError(
             f"ts_order={ts_order!r} with ts_phase={ts_phase!r} and num_step={num_step!r} gives times that do not decrease in "
@@ -69,34 +69,34 @@ def continuous_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_o
     return ts
 
 
-def _spaced(schedule: Schedule, num_step: int, ts_phase: str, ts_order: float) -> Array:
-    start, end = schedule.t_start, schedule.t_end
+def _spaced(sde: Schedule, num_step: int, ts_phase: str, ts_order: float) -> Array:
+    start, end = sde.t_start, sde.t_end
     if ts_phase == "vp_t":
-        high, low = vp_time(schedule.log_rho(np.array([start, end])))
+        high, low = vp_time(sde.log_rho(np.array([start, end])))
         high = max(VP_START, 2 * low) if np.isinf(high) else high
         root = np.array([high, low]) ** (1 / ts_order)
-        ts = schedule.t_of_log_rho(_VP.log_rho(np.linspace(root[0], root[1], num_step + 1)[1:-1] ** ts_order))
+        ts = sde.t_of_log_rho(_VP.log_rho(np.linspace(root[0], root[1], num_step + 1)[1:-1] ** ts_order))
         return np.concatenate([[start], ts, [end]])
     if ts_phase == "t":
         if end < 0:
             raise ValueError(f"ts_phase='t' takes roots of t, and the end time is {end!r}; use ts_phase='log'")
-        root = schedule.even_of_t([start, end]) ** (1 / ts_order)
-        ts = schedule.t_of_even(np.linspace(root[0], root[1], num_step + 1) ** ts_order)
+        root = sde.even_of_t([start, end]) ** (1 / ts_order)
+        ts = sde.t_of_even(np.linspace(root[0], root[1], num_step + 1) ** ts_order)
     else:
-        log_rho = schedule.log_rho(np.array([start, end]))
-        _refuse_infinite(log_rho, ts_phase, schedule)
+        log_rho = sde.log_rho(np.array([start, end]))
+        _refuse_infinite(log_rho, ts_phase, sde)
         if ts_phase == "log":
-            ts = schedule.t_of_log_rho(np.linspace(log_rho[0], log_rho[1], num_step + 1))
+            ts = sde.t_of_log_rho(np.linspace(log_rho[0], log_rho[1], num_step + 1))
         else:
             root = np.exp(log_rho / ts_order)
-            ts = schedule.t_of_rho(np.linspace(root[0], root[1], num_step + 1) ** ts_order)
+            ts = sde.t_of_rho(np.linspace(root[0], root[1], num_step + 1) ** ts_order)
     ts[0], ts[-1] = start, end  # the powers and inverses above may miss the ends by a rounding
     return ts
 
 
-def has_grid(schedule: Schedule, ts_phase: str) -> bool:
+def has_grid(sde: Schedule, ts_phase: str) -> bool:
     """Tell whether a quantity is finite at the ends of a schedule, so that a grid can be even in it."""
-    log_rho = schedule.log_rho(np.array([schedule.t_start, schedule.t_end]))
+    log_rho = sde.log_rho(np.array([sde.t_start, sde.t_end]))
     return ts_phase in ("t", "vp_t") or not _infinite(log_rho, ts_phase).any()
 
 
@@ -105,7 +105,7 @@ def _infinite(log_rho: Array, ts_phase: str) -> NDArray[np.bool_]:
     return np.isposinf(log_rho) | (np.isneginf(log_rho) & (ts_phase == "log"))
 
 
-def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None) -> Array:
+def custom_grid(sde: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None) -> Array:
     """Return the user's own times, or the times of the user's own noise levels sigma/alpha, checked.
 
     Raises
@@ -124,20 +124,20 @@ def custom_grid(schedule: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLi
         raise ValueError(f"{argument} must be finite and decrease strictly, from noise to data, and is {values.tolist()}")
     if sigmas is not None and values[-1] < 0:
         raise ValueError(f"sigmas must be at least 0, and ends at {values[-1]!r}")
-    times = values if sigmas is None else schedule.t_of_rho(values)
-    last = np.inf if schedule.num_times is None else schedule.num_times - 1
+    times = values if sigmas is None else sde.t_of_rho(values)
+    last = np.inf if sde.num_times is None else sde.num_times - 1
     with np.errstate(all="ignore"):
-        falling = np.diff(schedule.log_rho(np.clip(times, 0, last))) < 0
+        falling = np.diff(sde.log_rho(np.clip(times, 0, last))) < 0
     if not (falling.all() and times[0] <= last and times[-1] >= 0):
         raise ValueError(
-            f"{argument}={values.tolist()} leaves the schedule {schedule.name}, whose times lie in [0, {last}], or repeats one of "
+            f"{argument}={values.tolist()} leaves the schedule {sde.name}, whose times lie in [0, {last}], or repeats one of "
             "its noise levels; leave such times out"
         )
     return times
 
 
-def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
-    ends = (("sampling_T", "alpha", schedule.t_start), ("sampling_eps", "sigma", schedule.t_end))
+def _refuse_infinite(log_rho: Array, ts_phase: str, sde: Schedule) -> None:
+    ends = (("sampling_T", "alpha", sde.t_start), ("sampling_eps", "sigma", sde.t_end))
     for (argument, level, t), infinite in zip(ends, _infinite(log_rho, ts_phase), strict=True):
         if infinite:
             raise ValueError(
@@ -146,17 +146,17 @@ def _refuse_infinite(log_rho: Array, ts_phase: str, schedule: Schedule) -> None:
             )
 
 
-def distinct_times(ts: Array, schedule: Schedule) -> Array:
+def distinct_times(ts: Array, sde: Schedule) -> Array:
     """Round decreasing times to integers at which the noise levels of a discrete schedule differ; the ends stay where they are."""
-    own = np.union1d(times_of_levels(schedule), ts[[0, -1]])
+    own = np.union1d(times_of_levels(sde), ts[[0, -1]])
     place = distinct_integers(np.interp(ts, own, np.arange(len(own))), len(own))
     return own[place.astype(np.intp)]
 
 
-def times_of_levels(schedule: Schedule) -> Array:
+def times_of_levels(sde: Schedule) -> Array:
     """Return the integer times of a discrete schedule from `t_end` up to `t_start`, one for each noise level."""
-    times = np.arange(np.ceil(schedule.t_end), np.floor(schedule.t_start) + 1)
-    return times[np.diff(schedule.alpha(times), prepend=np.inf) < 0]
+    times = np.arange(np.ceil(sde.t_end), np.floor(sde.t_start) + 1)
+    return times[np.diff(sde.alpha(times), prepend=np.inf) < 0]
 
 
 def distinct_integers(ts: Array, num_times: int) -> Array:

@@ -25,7 +25,7 @@ from .sde import Schedule
 
 Array = NDArray[np.float64]
 Clock = Callable[[Schedule, Array, Array], Array]
-"""u(schedule, t, log_rho), increasing in t."""
+"""u(sde, t, log_rho), increasing in t."""
 Form = Literal["eps", "data"]
 Norm = Callable[[Array], Array]
 """c(t) > 0, the size of the predictions at time t."""
@@ -36,7 +36,7 @@ _REACH = 40.0  # e^-40 is below the rounding of the whole: where an integral rea
 
 
 def lagrange_integrals(
-    schedule: Schedule,
+    sde: Schedule,
     clock: Clock,
     form: Form,
     node_t: Array,
@@ -50,7 +50,7 @@ def lagrange_integrals(
 
     Parameters
     ----------
-    schedule : Schedule
+    sde : Schedule
     clock : callable
         The variable u of the polynomials.
     form : {"eps", "data"}
@@ -70,7 +70,7 @@ def lagrange_integrals(
         1/rho(s)), or with tau alpha(t) (1 - (rho(t)/rho(s))^(1 + tau^2)).
     """
     power = np.ones(len(start)) if form == "eps" else np.broadcast_to(1 + np.square(tau), start.shape)
-    high, low, alpha = schedule.log_rho(start), schedule.log_rho(end), schedule.alpha(end)
+    high, low, alpha = sde.log_rho(start), sde.log_rho(end), sde.alpha(end)
     if form == "eps":
         low = np.maximum(low, high - _REACH)
         scale = -alpha * np.exp(high)
@@ -79,13 +79,13 @@ def lagrange_integrals(
         low = np.maximum(low, np.minimum(high, 0.0) - 2 * _REACH)
         high = np.minimum(high, low + _REACH / power)
         scale = alpha
-    row, left, right = _panels(low, high, schedule.kinks())
+    row, left, right = _panels(low, high, sde.kinks())
     half = (right - left)[:, None] / 2
     log_rho = (right + left)[:, None] / 2 + half * _POINTS
     decay = high[row][:, None] - log_rho if form == "eps" else log_rho - low[row][:, None]
     rate = power[row][:, None]
-    t = schedule.t_of_log_rho(log_rho)
-    basis = lagrange(clock(schedule, t, log_rho), _node_clock(schedule, clock, node_t)[row])
+    t = sde.t_of_log_rho(log_rho)
+    basis = lagrange(clock(sde, t, log_rho), _node_clock(sde, clock, node_t)[row])
     if norm is not None:
         basis = basis * norm(t)[..., None] / norm(node_t)[row][:, None, :]
     panel = np.einsum("pq,pqj->pj", half * _WEIGHTS * rate * np.exp(-rate * decay), basis)
@@ -93,15 +93,15 @@ def lagrange_integrals(
     return scale[:, None] * np.add.reduceat(panel, first, axis=0)
 
 
-def _node_clock(schedule: Schedule, clock: Clock, node_t: Array) -> Array:
+def _node_clock(sde: Schedule, clock: Clock, node_t: Array) -> Array:
     """Return u of the nodes, by way of log rho as the quadrature points come: the inverse's own bias drops out of differences.
 
     It matters where nodes crowd: 1e-4 apart near t = 1 of the cosine schedule, a bias of 1e-16 in t is one of 1e-12 in the weights.
     """
-    log_rho = schedule.log_rho(node_t)
+    log_rho = sde.log_rho(node_t)
     finite = np.isfinite(log_rho)
-    t = np.where(finite, schedule.t_of_log_rho(np.where(finite, log_rho, 0.0)), node_t)
-    return clock(schedule, t, log_rho)
+    t = np.where(finite, sde.t_of_log_rho(np.where(finite, log_rho, 0.0)), node_t)
+    return clock(sde, t, log_rho)
 
 
 def _panels(low: Array, high: Array, kinks: Array) -> tuple[NDArray[np.intp], Array, Array]:

@@ -364,7 +364,7 @@ def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Buil
         Where the method that was given builds another plan.
     """
     if method is not None and not isinstance(method, str):
-        function("method, where it is no name,", method, "schedule", "ts", "grid")
+        function("method, where it is no name,", method, "sde", "ts", "grid")
     try:
         build = method if callable(method) else get_method(plan.method.removesuffix(ANALYTICAL) if method is None else method)
         rebuilt = build(teacher.sde, plan.ts, "")

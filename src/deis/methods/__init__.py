@@ -1,4 +1,4 @@
-"""Methods: each a function from (schedule, times) to a plan; and `make_plan`, which calls one."""
+"""Methods: each a function from (sde, times) to a plan; and `make_plan`, which calls one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, t
     """Return the builder of a method, and the grid that it asks for."""
     if isinstance(method, str):
         return get_method(method, **options), find(method)[0].grid
-    function("method, where it is no name,", method, "schedule", "ts", "grid")
+    function("method, where it is no name,", method, "sde", "ts", "grid")
     if options:
         raise ValueError(f"the options {sorted(options)} belong to a method given by name; give them to the builder")
     return method, None

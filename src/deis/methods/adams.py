@@ -17,16 +17,16 @@ from .noise import check_noise
 
 Array = NDArray[np.float64]
 Builder = Callable[[Schedule, Array, str], Plan]
-"""build(schedule, ts, grid) -> Plan, with ts decreasing, one time more than steps, and grid its name."""
+"""build(sde, ts, grid) -> Plan, with ts decreasing, one time more than steps, and grid its name."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
 CLOCKS: dict[str, Clock] = {
-    "t": lambda schedule, t, log_rho: t,
-    "rho": lambda schedule, t, log_rho: np.exp(log_rho),
-    "log_rho": lambda schedule, t, log_rho: log_rho,
-    "sqrt_t": lambda schedule, t, log_rho: np.sqrt(t),
-    "vp_t": lambda schedule, t, log_rho: vp_time(log_rho),
-    "arctan_rho": lambda schedule, t, log_rho: np.arctan(np.exp(log_rho)),  # the angle of TrigFlow, arXiv 2410.11081
+    "t": lambda sde, t, log_rho: t,
+    "rho": lambda sde, t, log_rho: np.exp(log_rho),
+    "log_rho": lambda sde, t, log_rho: log_rho,
+    "sqrt_t": lambda sde, t, log_rho: np.sqrt(t),
+    "vp_t": lambda sde, t, log_rho: vp_time(log_rho),
+    "arctan_rho": lambda sde, t, log_rho: np.arctan(np.exp(log_rho)),  # the angle of TrigFlow, arXiv 2410.11081
 }
 
 
@@ -87,25 +87,25 @@ def adams(
         raise ValueError(f"name={shown(name)} must be a string")
     label = name or f"adams({form!r}, {clock if isinstance(clock, str) else 'custom clock'!r}, {order}, {corrector})"
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
         rate = _rates(tau, ts)
-        chosen = choose_form(schedule, ts, "data" if rate.any() else form)
+        chosen = choose_form(sde, ts, "data" if rate.any() else form)
         c = checked_norm(norm, chosen)
-        check_clock(schedule, ts, u, label)
-        degrees = step_degrees(schedule, ts, order, u, chosen, lower_order_final)
-        c_p = adams_weights(schedule, ts, degrees, u, chosen, tau=rate, norm=c)
+        check_clock(sde, ts, u, label)
+        degrees = step_degrees(sde, ts, order, u, chosen, lower_order_final)
+        c_p = adams_weights(sde, ts, degrees, u, chosen, tau=rate, norm=c)
         c_c = None
         if corrector is not None:
-            known = step_degrees(schedule, ts, corrector, u, chosen, ahead=True)
-            c_c = adams_weights(schedule, ts, known, u, chosen, tau=rate, norm=c, ahead=True)
-        psi, keep_z = transport(schedule, ts, chosen, rate)
-        plan = multistep_plan(schedule, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=source(norm))
+            known = step_degrees(sde, ts, corrector, u, chosen, ahead=True)
+            c_c = adams_weights(sde, ts, known, u, chosen, tau=rate, norm=c, ahead=True)
+        psi, keep_z = transport(sde, ts, chosen, rate)
+        plan = multistep_plan(sde, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=source(norm))
         return check_noise(plan, "the function given" if callable(tau) else repr(tau))
 
     return build
 
 
-def choose_form(schedule: Schedule, ts: Array, form: Form | None = None) -> Form:
+def choose_form(sde: Schedule, ts: Array, form: Form | None = None) -> Form:
     """Return the form that is asked for; by default "eps", and "data" where the grid starts at alpha = 0.
 
     Raises
@@ -113,25 +113,25 @@ def choose_form(schedule: Schedule, ts: Array, form: Form | None = None) -> Form
     ValueError
         For "eps" at alpha = 0, where it says nothing of the state.
     """
-    at_zero = bool(np.isneginf(schedule.log_alpha(ts[:1])).any())
+    at_zero = bool(np.isneginf(sde.log_alpha(ts[:1])).any())
     if at_zero and form == "eps":
         raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={ts[0].item()!r}; use the data form, or start later")
     return form or ("data" if at_zero else "eps")
 
 
-def transport(schedule: Schedule, ts: Array, form: Form, tau: Array | float = 0.0) -> tuple[Array, Array]:
+def transport(sde: Schedule, ts: Array, form: Form, tau: Array | float = 0.0) -> tuple[Array, Array]:
     """Return psi and the factor of the noise of each step, shape (n,): what becomes of x itself."""
     if form == "eps":
-        alpha = schedule.alpha(ts)
+        alpha = sde.alpha(ts)
         return alpha[1:] / alpha[:-1], np.zeros(len(ts) - 1)
-    sigma, fall = schedule.sigma(ts), np.diff(schedule.log_rho(ts))
+    sigma, fall = sde.sigma(ts), np.diff(sde.log_rho(ts))
     power = np.broadcast_to(np.square(tau), fall.shape)
     lost = np.multiply(power, fall, where=power != 0, out=np.zeros_like(fall))  # tau^2 log(rho_{i+1} / rho_i)
     return sigma[1:] / sigma[:-1] * np.exp(lost), sigma[1:] * np.sqrt(-np.expm1(2 * lost))
 
 
 def step_degrees(
-    schedule: Schedule,
+    sde: Schedule,
     ts: Array,
     order: int,
     clock: Clock,
@@ -142,7 +142,7 @@ def step_degrees(
 ) -> NDArray[np.intp]:
     """Return the degree of the polynomial of each step, shape (n,): what the number of predictions and the clock allow."""
     n = len(ts) - 1
-    finite = np.isfinite(clock(schedule, ts, schedule.log_rho(ts)))
+    finite = np.isfinite(clock(sde, ts, sde.log_rho(ts)))
     usable = np.cumsum(finite[:-1]) + int(ahead)  # predictions so far where the clock is finite
     degrees = np.minimum(order, np.maximum(usable - 1, 0))
     if lower_order_final:
@@ -153,7 +153,7 @@ def step_degrees(
 
 
 def adams_weights(
-    schedule: Schedule,
+    sde: Schedule,
     ts: Array,
     degrees: NDArray[np.intp],
     clock: Clock,
@@ -173,13 +173,13 @@ def adams_weights(
         (steps,) = np.nonzero(degrees == degree)
         node_t = ts[steps[:, None] + int(ahead) - np.arange(degree + 1)]
         c_p[steps, : degree + 1] = lagrange_integrals(
-            schedule, clock, form, node_t, ts[steps], ts[steps + 1], tau=rate[steps], norm=norm
+            sde, clock, form, node_t, ts[steps], ts[steps + 1], tau=rate[steps], norm=norm
         )
     return c_p
 
 
 def multistep_plan(
-    schedule: Schedule,
+    sde: Schedule,
     ts: Array,
     form: Form,
     psi: Array,
@@ -207,8 +207,8 @@ def multistep_plan(
         next_p[:, : c_p.shape[1]] = c_p
     return Plan(
         t=ts,
-        alpha=schedule.alpha(ts),
-        sigma=schedule.sigma(ts),
+        alpha=sde.alpha(ts),
+        sigma=sde.sigma(ts),
         keep_x=psi,
         keep_p=keep_p,
         keep_z=noise,
@@ -216,17 +216,17 @@ def multistep_plan(
         next_p=next_p,
         accepts=np.ones(n, dtype=bool),
         form=form,
-        discrete=is_discrete(schedule, ts),
+        discrete=is_discrete(sde, ts),
         method=method,
         grid=grid,
-        schedule=schedule.name,
+        schedule=sde.name,
         fitted=fitted,
     )
 
 
-def is_discrete(schedule: Schedule, ts: Array) -> bool:
+def is_discrete(sde: Schedule, ts: Array) -> bool:
     """Tell whether the schedule's times are integers and all these are."""
-    return schedule.num_times is not None and bool((ts == np.rint(ts)).all())
+    return sde.num_times is not None and bool((ts == np.rint(ts)).all())
 
 
 def checked_norm(norm: Norm | None, form: Form) -> Norm | None:
@@ -271,20 +271,20 @@ def _clock(clock: str | Callable[[Array], Array]) -> Clock:
     if not callable(clock):
         return CLOCKS[one_of("clock", clock, CLOCKS, ", or a function u(t)")]
 
-    def u(schedule: Schedule, t: Array, log_rho: Array) -> Array:
+    def u(sde: Schedule, t: Array, log_rho: Array) -> Array:
         function("clock", clock, "t")
         return array("the result of clock(t)", clock(t))
 
     return u
 
 
-def check_clock(schedule: Schedule, ts: Array, clock: Clock, label: str) -> None:
+def check_clock(sde: Schedule, ts: Array, clock: Clock, label: str) -> None:
     """Raise unless the clock is strictly monotone at the times of the grid, and turns nowhere between them.
 
     Between them it may rest, as log rho does where a table repeats a noise level.
     """
     t = np.append((ts[:-1, None] + np.diff(ts)[:, None] * np.array([0.0, 0.25, 0.5, 0.75])).ravel(), ts[-1])
-    u = clock(schedule, t, schedule.log_rho(t))
+    u = clock(sde, t, sde.log_rho(t))
     if u.shape == t.shape:
         change, step = (np.diff(v[np.isfinite(v)]) for v in (u, u[::4]))
         monotone = ((change >= 0).all() and (step > 0).all()) or ((change <= 0).all() and (step < 0).all())

@@ -49,31 +49,29 @@ def adams_on_any_levels(
     if form == "eps" and tau != 0:
         raise ValueError(f"tau={tau!r} needs form='data'")
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        check_clock(schedule, ts, u, name)
-        from_noise = form == "eps" and bool(np.isneginf(schedule.log_alpha(ts[0])))
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        check_clock(sde, ts, u, name)
+        from_noise = form == "eps" and bool(np.isneginf(sde.log_alpha(ts[0])))
 
         def weights(degree: int, *, ahead: bool = False) -> list[Array]:
-            degrees = step_degrees(schedule, ts, degree, u, form, ahead=ahead)
+            degrees = step_degrees(sde, ts, degree, u, form, ahead=ahead)
             steps = range(int(from_noise), len(degrees))
-            return [_weights(schedule, ts, i, degrees[i], u, form, tau, most, ahead) for i in steps]
+            return [_weights(sde, ts, i, degrees[i], u, form, tau, most, ahead) for i in steps]
 
         if from_noise:
-            return _in_data(schedule, ts, weights(order), name, grid)
-        psi, keep_z = transport(schedule, ts, form, tau)
+            return _in_data(sde, ts, weights(order), name, grid)
+        psi, keep_z = transport(sde, ts, form, tau)
         c_c = None if corrector is None else _rows(weights(corrector, ahead=True))
-        return multistep_plan(schedule, ts, form, psi, _rows(weights(order)), name, grid, corrector=c_c, keep_z=keep_z)
+        return multistep_plan(sde, ts, form, psi, _rows(weights(order)), name, grid, corrector=c_c, keep_z=keep_z)
 
     return build
 
 
-def _weights(
-    schedule: Schedule, ts: Array, i: int, degree: int, u: Clock, form: Form, tau: float, most: float, ahead: bool
-) -> Array:
+def _weights(sde: Schedule, ts: Array, i: int, degree: int, u: Clock, form: Form, tau: float, most: float, ahead: bool) -> Array:
     """Return the weights of step i, newest node first, of the highest degree up to `degree` that does not run away."""
     while True:
         nodes = ts[i + int(ahead) - np.arange(degree + 1)]
-        c: Array = lagrange_integrals(schedule, u, form, nodes[None], ts[i : i + 1], ts[i + 1 : i + 2], tau=tau)[0]
+        c: Array = lagrange_integrals(sde, u, form, nodes[None], ts[i : i + 1], ts[i + 1 : i + 2], tau=tau)[0]
         if degree == 0 or np.abs(c).sum() <= most * _EVEN[degree] * np.abs(c.sum()):
             return c
         degree -= 1
@@ -84,9 +82,9 @@ def _rows(steps: list[Array]) -> Array:
     return np.stack([np.pad(c, (0, max(map(len, steps)) - len(c))) for c in steps])
 
 
-def _in_data(schedule: Schedule, ts: Array, steps: list[Array], name: str, grid: str) -> Plan:
+def _in_data(sde: Schedule, ts: Array, steps: list[Array], name: str, grid: str) -> Plan:
     """Return the plan from alpha = 0 whose later steps have the weights `steps` of eps, in terms of the predicted x_0."""
-    alpha, sigma, n = schedule.alpha(ts), schedule.sigma(ts), len(ts) - 1
+    alpha, sigma, n = sde.alpha(ts), sde.sigma(ts), len(ts) - 1
     # The weights of p_0, p_1, ... in x_i = sigma_i / sigma_0 x_T + ... and in eps_i.
     x, eps = np.zeros((n + 1, n)), np.zeros((n, n))
     x[1, 0] = alpha[1]
@@ -99,4 +97,4 @@ def _in_data(schedule: Schedule, ts: Array, steps: list[Array], name: str, grid:
     by_row = x[1:] - psi[:, None] * x[:-1]
     place: NDArray[np.intp] = np.arange(n)[:, None] - np.arange(n)
     newest_first = np.where(place >= 0, np.take_along_axis(by_row, np.maximum(place, 0), axis=1), 0.0)
-    return multistep_plan(schedule, ts, "data", psi, newest_first, name, grid)
+    return multistep_plan(sde, ts, "data", psi, newest_first, name, grid)

@@ -33,13 +33,13 @@ def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
     if whole("order", order) > 4:
         raise ValueError(f"method='ipndm{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        form, psi, c_0 = first_order(schedule, ts, None)
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        form, psi, c_0 = first_order(sde, ts, None)
         shares = np.zeros((len(psi), min(order, len(psi))))
         for i in range(len(psi)):
             weights = ADAMS_BASHFORTH[min(i, order - 1)]
             shares[i, : len(weights)] = weights
-        c_p = normed(schedule, ts, form, c_0[:, None] * shares, norm)
-        return multistep_plan(schedule, ts, form, psi, c_p, f"ipndm{order}", grid, fitted=source(norm))
+        c_p = normed(sde, ts, form, c_0[:, None] * shares, norm)
+        return multistep_plan(sde, ts, form, psi, c_p, f"ipndm{order}", grid, fitted=source(norm))
 
     return build

@@ -33,14 +33,14 @@ from .adams import (
 from .noise import check_noise
 
 
-def first_order(schedule: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
+def first_order(sde: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
     """Return the form, and psi and C_i0 of the DDIM step in it, shape (n,)."""
-    chosen = choose_form(schedule, ts, form)
-    c_0 = adams_weights(schedule, ts, np.zeros(len(ts) - 1, dtype=np.intp), CLOCKS["t"], chosen, tau=tau)[:, 0]
-    return chosen, transport(schedule, ts, chosen, tau)[0], c_0
+    chosen = choose_form(sde, ts, form)
+    c_0 = adams_weights(sde, ts, np.zeros(len(ts) - 1, dtype=np.intp), CLOCKS["t"], chosen, tau=tau)[:, 0]
+    return chosen, transport(sde, ts, chosen, tau)[0], c_0
 
 
-def normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | None, *, ahead: bool = False) -> Array:
+def normed(sde: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | None, *, ahead: bool = False) -> Array:
     """Return weights of p as weights of p / c(t), each step multiplied by its mean c; the weights themselves without a norm.
 
     The newest node of step i is t_i, and with `ahead` t_{i+1}.
@@ -49,7 +49,7 @@ def normed(schedule: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | N
     if scale is None:
         return c_p
     zeros = np.zeros(len(ts) - 1, dtype=np.intp)
-    plain, with_c = (adams_weights(schedule, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, scale))
+    plain, with_c = (adams_weights(sde, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, scale))
     mean = with_c / plain * scale(ts[:-1])
     node = np.arange(len(ts) - 1)[:, None] + int(ahead) - np.arange(c_p.shape[1])
     return c_p * mean[:, None] / scale(ts[np.maximum(node, 0)])
@@ -88,18 +88,18 @@ def dpm_multistep(
     one_of("solver", solver, _SOLVERS)
     name = _dpm_name(form, f"{order}m", tau)
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        psi, c_0, keep_z, power = _dpm_step(schedule, ts, form, tau, name)
-        degrees = step_degrees(schedule, ts, order - 1, CLOCKS["log_rho"], form, lower_order_final)
-        h = -np.diff(schedule.log_rho(ts))
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        psi, c_0, keep_z, power = _dpm_step(sde, ts, form, tau, name)
+        degrees = step_degrees(sde, ts, order - 1, CLOCKS["log_rho"], form, lower_order_final)
+        h = -np.diff(sde.log_rho(ts))
         degrees[~np.isfinite(h)] = 0
         degrees[-1] *= not euler_at_final
         c_p = np.zeros((len(psi), degrees.max() + 1))
         for i, degree in enumerate(degrees.tolist()):
             c_p[i, : degree + 1] = c_0[i] * _multistep_weights(power * h[i], h[i - degree : i][::-1] / h[i], solver)
-        c_p = normed(schedule, ts, form, c_p, norm)
+        c_p = normed(sde, ts, form, c_p, norm)
         fitted = source(norm) or ("the reverse diffusion in short steps" if form == "eps" and tau else "")
-        plan = multistep_plan(schedule, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=fitted)
+        plan = multistep_plan(sde, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=fitted)
         return plan if form == "eps" else check_noise(plan, repr(tau))
 
     return build
@@ -109,18 +109,18 @@ def _dpm_name(form: Form, order: str, tau: float) -> str:
     return f"{'sde_' if tau else ''}{'dpm_solver' if form == 'eps' else 'dpmpp'}_{order}_published"
 
 
-def _dpm_step(schedule: Schedule, ts: Array, form: Form, tau: float, name: str) -> tuple[Array, Array, Array, float]:
+def _dpm_step(sde: Schedule, ts: Array, form: Form, tau: float, name: str) -> tuple[Array, Array, Array, float]:
     """Return psi, c_0 and the factor of the noise of each step, and the power of e^h whose integrals weigh the differences."""
     if form == "data":
-        _, psi, c_0 = first_order(schedule, ts, form, tau)
-        return psi, c_0, transport(schedule, ts, form, tau)[1], -(1 + tau**2)
-    _, psi, c_0 = first_order(schedule, ts, form)
-    rho = schedule.rho(ts)
+        _, psi, c_0 = first_order(sde, ts, form, tau)
+        return psi, c_0, transport(sde, ts, form, tau)[1], -(1 + tau**2)
+    _, psi, c_0 = first_order(sde, ts, form)
+    rho = sde.rho(ts)
     if tau and rho[-1] == 0:
         raise ValueError(
             f"{name!r} adds noise in its last step, and cannot end at sigma = 0; end at the smallest noise of the schedule"
         )
-    keep_z = tau * schedule.alpha(ts[1:]) * np.sqrt((rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:]))
+    keep_z = tau * sde.alpha(ts[1:]) * np.sqrt((rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:]))
     return psi, (1 + tau**2) * c_0, keep_z, 1.0
 
 
@@ -177,9 +177,9 @@ class GridStages:
         """The name of the method."""
         return _dpm_name(self.form, f"{self.order}s", 0.0)
 
-    def __call__(self, schedule: Schedule, ts: Array, grid: str) -> Plan:
+    def __call__(self, sde: Schedule, ts: Array, grid: str) -> Plan:
         """Build the plan of a grid."""
-        log_rho, scale = schedule.log_rho(ts), schedule.alpha(ts) if self.form == "eps" else schedule.sigma(ts)
+        log_rho, scale = sde.log_rho(ts), sde.alpha(ts) if self.form == "eps" else sde.sigma(ts)
         if np.isposinf(log_rho[0]):
             raise ValueError(
                 f"{self.name!r} has stages in log rho, which is infinite at t={ts[0].item()!r}; use a multistep method"
@@ -190,24 +190,24 @@ class GridStages:
         keep_x, next_x, keep_p, next_p = np.ones(n), np.ones(n), np.zeros((n, self.order)), np.zeros((n, self.order))
         for i, order in enumerate(orders.tolist()):
             base = i - order + 1
-            c_0 = first_order(schedule, ts[[base, i + 1]], self.form)[2]
+            c_0 = first_order(sde, ts[[base, i + 1]], self.form)[2]
             weights = c_0 * self._weights(log_rho[base] - log_rho[base : i + 2])
             c_x, c_p = (keep_x, keep_p) if accepts[i] else (next_x, next_p)
             c_x[i], c_p[i, :order] = scale[i + 1] / scale[base], weights
         return Plan(
             t=ts,
-            alpha=schedule.alpha(ts),
-            sigma=schedule.sigma(ts),
+            alpha=sde.alpha(ts),
+            sigma=sde.sigma(ts),
             keep_x=keep_x,
             keep_p=keep_p,
             next_x=next_x,
             next_p=next_p,
             accepts=accepts,
             form=self.form,
-            discrete=is_discrete(schedule, ts),
+            discrete=is_discrete(sde, ts),
             method=self.name,
             grid=grid,
-            schedule=schedule.name,
+            schedule=sde.name,
         )
 
     def _orders(self, n: int, clean: bool) -> NDArray[np.intp]:
@@ -253,10 +253,10 @@ def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool 
         raise ValueError(f"method='unipc{order}_{solver}' is unknown: unipc has the orders 1, 2, ...")
     flag("lower_order_final", lower_order_final)
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        form, psi, c_0 = first_order(schedule, ts, "data")
-        degrees = step_degrees(schedule, ts, order - 1, CLOCKS["log_rho"], form, lower_order_final)
-        log_rho = schedule.log_rho(ts)
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        form, psi, c_0 = first_order(sde, ts, "data")
+        degrees = step_degrees(sde, ts, order - 1, CLOCKS["log_rho"], form, lower_order_final)
+        log_rho = sde.log_rho(ts)
         c_p, c_c = np.zeros((len(psi), order)), np.zeros((len(psi), order + 1))
         for i, degree in enumerate(degrees.tolist()):
             h = log_rho[i] - log_rho[i + 1]
@@ -267,9 +267,9 @@ def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool 
                 c_c[i, : degree + 2] = c_0[i] * np.roll(newest_last, 1)
             else:
                 c_c[i, :2] = 0.0, c_0[i]
-        c_p = normed(schedule, ts, form, c_p[:, : len(psi)], norm)
-        c_c = normed(schedule, ts, form, c_c, norm, ahead=True)
-        return multistep_plan(schedule, ts, form, psi, c_p, f"unipc{order}_{solver}", grid, corrector=c_c, fitted=source(norm))
+        c_p = normed(sde, ts, form, c_p[:, : len(psi)], norm)
+        c_c = normed(sde, ts, form, c_c, norm, ahead=True)
+        return multistep_plan(sde, ts, form, psi, c_p, f"unipc{order}_{solver}", grid, corrector=c_c, fitted=source(norm))
 
     return build
 

@@ -158,7 +158,7 @@ def find(name: str) -> tuple[Entry, tuple[Any, ...]]:
     for entry in REGISTRY:
         if match := re.fullmatch(entry.pattern, name.replace("-", "_")):
             return entry, tuple(int(part) if "<q>" in entry.name else part for part in match.groups())
-    raise ValueError(f"method={name!r} is unknown; the known ones are {KNOWN}, or a function (schedule, ts, grid) -> Plan")
+    raise ValueError(f"method={name!r} is unknown; the known ones are {KNOWN}, or a function (sde, ts, grid) -> Plan")
 
 
 def get_method(name: str, **options: Any) -> Builder:

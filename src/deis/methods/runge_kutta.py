@@ -116,18 +116,18 @@ def rho_rk(tableau: str | ButcherTableau) -> SingleStep:
     return SingleStep(f"rhork_{tableau.name}", family)
 
 
-def tableau_steps(schedule: Schedule, start: Array, end: Array, *, tableau: ButcherTableau) -> Steps:
+def tableau_steps(sde: Schedule, start: Array, end: Array, *, tableau: ButcherTableau) -> Steps:
     """Return the steps of a Butcher tableau in rho, eps form."""
-    rho, rho_end = schedule.rho(start), schedule.rho(end)
+    rho, rho_end = sde.rho(start), sde.rho(end)
     if not np.isfinite(rho).all():
         raise ValueError(
             f"rhoRK integrates in rho = sigma/alpha, infinite at t={start[0].item()!r} where alpha is 0; start later, or use 'tab3'"
         )
     h = (rho_end - rho)[:, None]
     with np.errstate(divide="ignore"):
-        t = schedule.t_of_rho(rho[:, None] + h * tableau.c)
+        t = sde.t_of_rho(rho[:, None] + h * tableau.c)
     # The ends of a step are the grid's own times, to the bit.
     t = np.where(tableau.c == 0, start[:, None], np.where(tableau.c == 1, end[:, None], t))
-    target_alpha = schedule.alpha(np.append(t[:, 1:], end[:, None], axis=1))
+    target_alpha = sde.alpha(np.append(t[:, 1:], end[:, None], axis=1))
     weights = np.vstack([tableau.a[1:], tableau.b])
-    return Steps("eps", t, target_alpha / schedule.alpha(start)[:, None], target_alpha[..., None] * h[..., None] * weights)
+    return Steps("eps", t, target_alpha / sde.alpha(start)[:, None], target_alpha[..., None] * h[..., None] * weights)

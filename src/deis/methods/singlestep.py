@@ -30,7 +30,7 @@ class Steps(NamedTuple):
 
 
 StepBuilder = Callable[[Schedule, Array, Array], Steps]
-"""steps(schedule, start, end), of times of shape (n,)."""
+"""steps(sde, start, end), of times of shape (n,)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SingleStep:
         Make the last step, where it ends at sigma = 0, one of a single stage: log rho is infinite there, and eps not determined
         by a network that predicts x_0.
     lift : callable, optional
-        lift(schedule, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
+        lift(sde, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
     noise : float
         A factor of that noise.
     """
@@ -78,23 +78,23 @@ class SingleStep:
             counts[-1:] = [*self.split(counts[-1] - 1, False), 1] if counts[-1] - 1 in self.family else [1] * counts[-1]
         return counts
 
-    def __call__(self, schedule: Schedule, ts: Array, grid: str, counts: list[int] | None = None) -> Plan:
+    def __call__(self, sde: Schedule, ts: Array, grid: str, counts: list[int] | None = None) -> Plan:
         """Build the plan of the grid, with the given number of stages in each step; by default full steps."""
         n = len(ts) - 1
         if counts is None:
-            clean = self.clean_end and schedule.sigma(ts[-1]) == 0
+            clean = self.clean_end and sde.sigma(ts[-1]) == 0
             counts = [self.stages] * (n - 1) + [1 if clean else self.stages]
-        start = ts[:-1] if self.lift is None else self.lift(schedule, ts)
+        start = ts[:-1] if self.lift is None else self.lift(sde, ts)
         lifted = start != ts[:-1]
         cuts = [0, *(i for i in range(1, n) if counts[i] != counts[i - 1] or lifted[i]), n]
         parts = []
         for first, last in pairwise(cuts):
             if lifted[first]:
-                parts.append(_noise_row(schedule, ts[first], start[first], self.noise))
-            steps = self.family[counts[first]](schedule, start[first:last], ts[first + 1 : last + 1])
+                parts.append(_noise_row(sde, ts[first], start[first], self.noise))
+            steps = self.family[counts[first]](sde, start[first:last], ts[first + 1 : last + 1])
             parts.append(_stage_rows(steps))
         fitted = "" if self.noise == 1 or not lifted.any() else f"noise increased by {self.noise:g}"
-        return _stack(schedule, parts, steps.form, ts[-1], method=self.name, grid=grid, fitted=fitted)
+        return _stack(sde, parts, steps.form, ts[-1], method=self.name, grid=grid, fitted=fitted)
 
 
 Rows = dict[str, NDArray[Any]]
@@ -120,16 +120,16 @@ def _stage_rows(steps: Steps) -> Rows:
     }
 
 
-def _noise_row(schedule: Schedule, t: float, up: float, noise: float) -> Rows:
+def _noise_row(sde: Schedule, t: float, up: float, noise: float) -> Rows:
     """Return the row, without an evaluation, that adds the noise from rho(t) up to rho(up)."""
-    alpha, rho = schedule.alpha(np.array([t, up])), schedule.rho(np.array([t, up]))
+    alpha, rho = sde.alpha(np.array([t, up])), sde.rho(np.array([t, up]))
     keep_z = noise * alpha[1] * np.sqrt((rho[1] - rho[0]) * (rho[1] + rho[0]))
     numbers = {"t": t, "keep_x": alpha[1] / alpha[0], "keep_z": keep_z, "next_x": 1.0}
     nothing = {"keep_p": np.zeros((1, 1)), "next_p": np.zeros((1, 1)), "accepts": np.array([False]), "calls": np.array([False])}
     return {name: np.array([value]) for name, value in numbers.items()} | nothing
 
 
-def _stack(schedule: Schedule, parts: list[Rows], form: Form, end: float, *, method: str, grid: str, fitted: str) -> Plan:
+def _stack(sde: Schedule, parts: list[Rows], form: Form, end: float, *, method: str, grid: str, fitted: str) -> Plan:
     """Return the plan of rows one after the other, the windows widened to one."""
     window = max(part["keep_p"].shape[1] for part in parts)
     for part in parts:
@@ -139,14 +139,14 @@ def _stack(schedule: Schedule, parts: list[Rows], form: Form, end: float, *, met
     t = np.append(columns.pop("t"), end)
     return Plan(
         t=t,
-        alpha=schedule.alpha(t),
-        sigma=schedule.sigma(t),
+        alpha=sde.alpha(t),
+        sigma=sde.sigma(t),
         **columns,
         form=form,
-        discrete=is_discrete(schedule, t),
+        discrete=is_discrete(sde, t),
         method=method,
         grid=grid,
-        schedule=schedule.name,
+        schedule=sde.name,
         fitted=fitted,
     )
 
@@ -172,22 +172,22 @@ def exponential_rk(form: Form | None, name: str, order: int) -> SingleStep:
 
 
 def exponential_steps(
-    schedule: Schedule, start: Array, end: Array, *, form: Form | None, c: tuple[float, ...], through: tuple[tuple[int, ...], ...]
+    sde: Schedule, start: Array, end: Array, *, form: Form | None, c: tuple[float, ...], through: tuple[tuple[int, ...], ...]
 ) -> Steps:
     """Return the steps of an exponential Runge-Kutta method; see `exponential_rk`."""
-    chosen, s = choose_form(schedule, start, form), len(c)
-    high, low = schedule.log_rho(start), schedule.log_rho(end)
+    chosen, s = choose_form(sde, start, form), len(c)
+    high, low = sde.log_rho(start), sde.log_rho(end)
     if s > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
         t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
         raise ValueError(
             f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
             "a multistep method such as 'tab3' or 'dpmpp_2m'"
         )
-    t = np.stack([start] + [schedule.t_of_log_rho(high + c_k * (low - high)) for c_k in c[1:]], axis=1)
+    t = np.stack([start] + [sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c[1:]], axis=1)
     target = np.append(t[:, 1:], end[:, None], axis=1)
-    scale = schedule.alpha if chosen == "eps" else schedule.sigma
+    scale = sde.alpha if chosen == "eps" else sde.sigma
     c_p = np.zeros((len(start), s, s))
     for k, nodes in enumerate(through):
-        weights = lagrange_integrals(schedule, CLOCKS["log_rho"], chosen, t[:, nodes], start, target[:, k])
+        weights = lagrange_integrals(sde, CLOCKS["log_rho"], chosen, t[:, nodes], start, target[:, k])
         c_p[:, k, list(nodes)] = weights
     return Steps(chosen, t, scale(target) / scale(start)[:, None], c_p)

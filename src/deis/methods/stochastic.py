@@ -30,20 +30,20 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
     eta = number("eta", eta, least=0, most=1)
     check_form(form)
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
         name = "ddim" if eta == 0 else f"ddim(eta={eta:g})"
-        chosen, psi, c_0 = first_order(schedule, ts, form)
+        chosen, psi, c_0 = first_order(sde, ts, form)
         if eta == 0:
-            return multistep_plan(schedule, ts, chosen, psi, c_0[:, None], name, grid)
-        alpha, sigma = schedule.alpha(ts), schedule.sigma(ts)
-        fresh = eta * np.sqrt(-np.expm1(2 * np.diff(schedule.log_rho(ts))))  # s / sigma_{i+1}
+            return multistep_plan(sde, ts, chosen, psi, c_0[:, None], name, grid)
+        alpha, sigma = sde.alpha(ts), sde.sigma(ts)
+        fresh = eta * np.sqrt(-np.expm1(2 * np.diff(sde.log_rho(ts))))  # s / sigma_{i+1}
         old = sigma[1:] * np.sqrt((1 - fresh) * (1 + fresh))
         if chosen == "eps":
             c_0 = old - psi * sigma[:-1]
         else:
             psi = old / sigma[:-1]
             c_0 = alpha[1:] - psi * alpha[:-1]
-        return multistep_plan(schedule, ts, chosen, psi, c_0[:, None], name, grid, keep_z=sigma[1:] * fresh)
+        return multistep_plan(sde, ts, chosen, psi, c_0[:, None], name, grid, keep_z=sigma[1:] * fresh)
 
     return build
 
@@ -51,10 +51,10 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
 def renoise() -> Builder:
     """Return the method that renews all the noise: x_{i+1} = alpha_{i+1} x_0 + sigma_{i+1} z (Song et al., arXiv 2303.01469)."""
 
-    def build(schedule: Schedule, ts: Array, grid: str) -> Plan:
-        alpha, sigma = schedule.alpha(ts), schedule.sigma(ts)
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        alpha, sigma = sde.alpha(ts), sde.sigma(ts)
         nothing = np.zeros(len(ts) - 1)
-        return multistep_plan(schedule, ts, "data", nothing, alpha[1:, None], "renoise", grid, keep_z=sigma[1:])
+        return multistep_plan(sde, ts, "data", nothing, alpha[1:, None], "renoise", grid, keep_z=sigma[1:])
 
     return build
 
@@ -79,11 +79,11 @@ def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise
     low = number("low", low, most=high, infinite=True, hint="high is the greater of the two")
     factor = math.sqrt(2) - 1
 
-    def lift(schedule: Schedule, ts: Array) -> Array:
-        rho = schedule.rho(ts[:-1])
+    def lift(sde: Schedule, ts: Array) -> Array:
+        rho = sde.rho(ts[:-1])
         chosen = (rho >= low) & (rho <= high) & np.isfinite(rho) & (churn > 0)
         gamma = min(churn / len(rho), factor)
-        return np.where(chosen, schedule.t_of_rho(np.where(chosen, (1 + gamma) * rho, 1.0)), ts[:-1])
+        return np.where(chosen, sde.t_of_rho(np.where(chosen, (1 + gamma) * rho, 1.0)), ts[:-1])
 
     family = {size: partial(tableau_steps, tableau=TABLEAUX[name]) for size, name in ((1, "1euler"), (2, "2heun"))}
     name = f"edm_heun(churn={churn:g})" if churn else "edm_heun"
