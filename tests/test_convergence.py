@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 import deis
+from deis.backends.numpy import combine
 from deis.methods.adams import CLOCKS, Builder
 from deis.methods.registry import REGISTRY, find
-from deis.run.numpy import combine
 
 from .oracle import gaussian, two_modes
 

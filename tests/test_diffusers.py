@@ -20,8 +20,8 @@ import deis
 import deis.cut
 from deis.adapters.diffusers import PlanScheduler
 from deis.adapters.diffusers_config import FAMILIES, signature
+from deis.backends.torch import combine
 from deis.machine import run_rows
-from deis.run.torch import combine
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:(divide by|invalid value):RuntimeWarning")
 
@@ -598,8 +598,8 @@ def test_rows_without_an_evaluation_are_done_with_the_one_before() -> None:
         x_0 = scheduler.step(network(x_0, t), t, x_0, generator=generator, return_dict=False)[0]
     generator = torch.Generator().manual_seed(0)
     expected = run_rows(
-        plan,
-        lambda i, x: network(x, plan.t[i] - 1) if plan.calls[i] else plan.guess[i] * x,
+        plan.rows,
+        lambda i, x: network(x, plan.t[i] - 1),
         combine,
         x,
         add_noise=lambda keep_z, x: torch.add(x, torch.randn(x.shape, generator=generator), alpha=keep_z),

@@ -1,6 +1,6 @@
 """Stochastic plans: their law on a Gaussian, computed exactly; their deterministic twins; and one random stream a sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,13 +33,11 @@ def law(plan: deis.Plan, sde: deis.Schedule, mean: float = MEAN, std: float = ST
 
     def predict(i: int, x: Array) -> Array:
         row = plan.rows[i]
-        if not row.calls:
-            return row.guess * x
         excess = x - row.alpha * mean * constant
         variance = (row.alpha * std) ** 2 + row.sigma**2
         return row.sigma * excess / variance if plan.form == "eps" else mean * constant + row.alpha * std**2 * excess / variance
 
-    def combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, ...]) -> Array:
+    def combine(c_x: float, x: Array, c_p: Sequence[float], history: Sequence[Array]) -> Array:
         return c_x * x + sum(c * p for c, p in zip(c_p, history, strict=False))
 
     def add_noise(keep_z: float, x: Array) -> Array:
@@ -48,7 +46,7 @@ def law(plan: deis.Plan, sde: deis.Schedule, mean: float = MEAN, std: float = ST
 
     start = plan.alpha[0] * mean * constant
     start[1] = np.hypot(plan.alpha[0] * std, plan.sigma[0])
-    x = run_rows(plan, predict, combine, start, None, add_noise)
+    x = run_rows(plan.rows, predict, combine, start, None, add_noise)
     return float(x[0]), float((x[1:] ** 2).sum())
 
 

@@ -7,43 +7,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .arguments import array, number, one_of, shown
-from .files import digest, parse, read, replacing
-from .machine import run_rows
+from .arrays import AnyArray, Array, Flags, Indices
+from .backends.numpy import combine
+from .files import digest, replacing
+from .machine import Row, run_rows
+from .plan_file import FLAGS, TABLES, document_of, read_content, read_document
+from .plan_text import describe
 from .sde import Schedule, check_schedule
 
-Array = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-
-FORMAT = "deis.plan"
-VERSION = 3
-_TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "keep_z": 1, "next_x": 1, "next_p": 2, "guess": 1}
-_FLAGS = ("accepts", "calls")
 _TEXTS = ("form", "method", "grid", "schedule", "fitted")
-
-
 _DEEPEST = 100
-
-
-class Row(NamedTuple):
-    """One row, as plain Python numbers; see `Plan`."""
-
-    t: float
-    alpha: float
-    sigma: float
-    keep_x: float
-    keep_p: tuple[float, ...]
-    keep_z: float
-    next_x: float
-    next_p: tuple[float, ...]
-    guess: float
-    accepts: bool
-    calls: bool
 
 
 def _default() -> Array:
@@ -127,7 +105,7 @@ class Plan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _TABLES:
+        for name in TABLES:
             self._freeze(name, array(name, getattr(self, name)))
         for name in ("keep_z", "guess"):
             if getattr(self, name).size == 0:
@@ -144,7 +122,7 @@ class Plan:
             _check_transport(self)
         object.__setattr__(self, "provenance", _json(self.provenance))
 
-    def _freeze(self, name: str, values: NDArray[Any]) -> None:
+    def _freeze(self, name: str, values: AnyArray) -> None:
         values.setflags(write=False)
         object.__setattr__(self, name, values)
 
@@ -194,7 +172,9 @@ class Plan:
             return all(np.allclose(found, own, tolerance, 1e-3 * tolerance) for found, own in levels)
 
     def __repr__(self) -> str:
-        return _describe(self)
+        title = f"Plan {self.method or 'of unknown method'}: {self.nfe} evaluations in {self.num_step} steps, {self.form} form"
+        about = ", ".join(text for text in (self.schedule, self.grid, self.fitted and f"fitted to {self.fitted}") if text)
+        return describe(self.rows, self.t[-1].item(), title, about)
 
     def __eq__(self, other: object) -> bool:
         return self._content == other._content if isinstance(other, Plan) else NotImplemented
@@ -206,7 +186,7 @@ class Plan:
     def _content(self) -> str:
         """The plan as canonical JSON; Python prints the shortest decimal that reads back as the same float64."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        content.update({name: content[name].tolist() for name in (*_TABLES, *_FLAGS)})
+        content.update({name: content[name].tolist() for name in (*TABLES, *FLAGS)})
         return json.dumps(content, allow_nan=False, sort_keys=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -216,7 +196,7 @@ class Plan:
 
     def document(self) -> dict[str, Any]:
         """Return what `save` writes, with its checksum."""
-        return {"format": FORMAT, "version": VERSION, "sha256": digest(self._content), "plan": json.loads(self._content)}
+        return document_of(self._content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -230,11 +210,7 @@ class Plan:
         FileNotFoundError
             Where there is none.
         """
-        data = read(path)
-        try:
-            return cls.from_document(parse(data))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)!r} is not a usable plan file: {error}") from None
+        return read_document(path, cls.from_document)
 
     @classmethod
     def from_document(cls, document: object) -> Plan:
@@ -245,7 +221,11 @@ class Plan:
         ValueError
             As `load`.
         """
-        return _from_document(document)
+        content, checksum = read_content(document, {field.name for field in fields(cls)})
+        plan = cls(**content)
+        if checksum != digest(plan._content):
+            raise ValueError("its numbers were changed after it was saved (the checksum differs); build the plan anew and save it")
+        return plan
 
 
 load_plan = Plan.load
@@ -255,7 +235,7 @@ load_plan = Plan.load
 
 
 def _check_shapes(plan: Plan) -> None:
-    for name, ndim in _TABLES.items():
+    for name, ndim in TABLES.items():
         values = getattr(plan, name)
         if values.ndim != ndim:
             raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {values.shape}")
@@ -280,7 +260,7 @@ def _check_shapes(plan: Plan) -> None:
 
 
 def _check_flags(plan: Plan) -> None:
-    for name in _FLAGS:
+    for name in FLAGS:
         flags = getattr(plan, name)
         if flags.dtype != np.bool_ or flags.shape != plan.keep_x.shape:
             raise ValueError(f"{name} must be bool of shape {plan.keep_x.shape}, and is {flags.dtype} of shape {flags.shape}")
@@ -293,7 +273,7 @@ def _check_flags(plan: Plan) -> None:
 
 
 def _check_times(plan: Plan) -> None:
-    step: NDArray[np.intp] = np.cumsum(plan.accepts) - plan.accepts  # of each row
+    step: Indices = np.cumsum(plan.accepts) - plan.accepts  # of each row
     falls = bool((np.diff(plan.ts) < 0).all())
     within = plan.t[:-1] >= plan.ts[step + 1]
     if not plan.stochastic:  # noise may raise the time within a step
@@ -331,8 +311,9 @@ def _check_transport(plan: Plan) -> None:
     def add_noise(keep_z: float, x: Array) -> Array:
         return np.array([x[0], np.hypot(x[1], keep_z)])
 
+    rows = [row._replace(calls=True) for row in plan.rows]  # a guess of p is another matter
     with np.errstate(all="ignore"):
-        run_rows(plan, lambda i, x: p, _combine, exact[0], lambda i, x: states.append(x), add_noise)
+        run_rows(rows, lambda i, x: p, combine, exact[0], lambda i, x: states.append(x), add_noise)
         error = np.abs(np.stack(states) - exact[1:]) / exact.max(axis=0)
     # A polynomial far outside its nodes has weights of millions, whose own rounding is not an inconsistency.
     weight = np.maximum.accumulate(np.abs(plan.keep_p).sum(axis=1) + np.abs(plan.next_p).sum(axis=1))
@@ -343,10 +324,6 @@ def _check_transport(plan: Plan) -> None:
             f"row {i} is inconsistent: from alpha x_0 + sigma eps it goes to {states[i].tolist()} in place of "
             f"(alpha, sigma)={exact[i + 1].tolist()} at t={plan.t[i + 1].item()!r}; check keep_x, keep_p, keep_z, next_x and next_p"
         )
-
-
-def _combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, ...]) -> Array:
-    return c_x * x + sum(c * p for c, p in zip(c_p, history, strict=False))
 
 
 def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,75 +343,8 @@ def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return copy
 
 
-def _flags(name: str, values: Any) -> NDArray[Any]:
+def _flags(name: str, values: Any) -> AnyArray:
     try:
         return np.asarray(values).copy()
     except ValueError:  # rows of different lengths
         raise TypeError(f"{name} must be an array of bool, and is {shown(values)}") from None
-
-
-# --- text --------------------------------------------------------------------------------------------------------------
-
-
-def _describe(plan: Plan, most: int = 12) -> str:
-    """Lay the table out like a Butcher tableau: times to the left, weights to the right; the middle of a long one left out."""
-    title = f"Plan {plan.method or 'of unknown method'}: {plan.nfe} evaluations in {plan.num_step} steps, {plan.form} form"
-    about = ", ".join(text for text in (plan.schedule, plan.grid, plan.fitted and f"fitted to {plan.fitted}") if text)
-    staged = not plan.accepts.all() or (plan.next_x != 1).any() or (plan.next_p != 0).any()
-    n = len(plan.rows)
-    shown = list(range(n)) if n <= most else [*range(most // 2), -1, *range(n - most // 2, n)]
-
-    def numbers(c_x: float, c_p: Array) -> str:
-        return f"{c_x:9.5f} | " + " ".join(f"{c:10.6f}" if c else f"{'.':>10}" for c in c_p)
-
-    head = f"{'t':>10} | {'keep_x':>9} | {'keep_p, newest first':<{11 * plan.window - 1}}"
-    noise = f" | {'keep_z':>9}" if plan.stochastic else ""
-    lines = [title, *([about] if about else []), head + noise + (f" || {'next_x':>9} | next_p" if staged else "")]
-    for i in shown:
-        if i < 0:
-            lines.append(f"{'...':>10} |")
-            continue
-        line = f"{plan.t[i]:10.6g} | {numbers(plan.keep_x[i], plan.keep_p[i])}"
-        line += f" | {plan.keep_z[i]:9.5f}" if plan.stochastic else ""
-        line += f" || {numbers(plan.next_x[i], plan.next_p[i])}" if staged else ""
-        lines.append(line + ("" if plan.calls[i] else f"  (no call: p = {plan.guess[i]:.5f} x)"))
-    return "\n".join([*lines, f"{plan.t[-1]:10.6g} |"])
-
-
-# --- files -------------------------------------------------------------------------------------------------------------
-
-
-def _from_document(document: object) -> Plan:
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT!r}")
-    version = document.get("version")
-    if type(version) is not int or version != VERSION:
-        later = type(version) is int and version > VERSION
-        raise ValueError(
-            f"its version is {shown(version)} and this library reads {VERSION}" + ("; upgrade deis-samplers" if later else "")
-        )
-    content = document.get("plan")
-    if not isinstance(content, dict) or set(document) != {"format", "version", "sha256", "plan"}:
-        raise ValueError(f"it must hold format, version, sha256 and plan, and holds {shown(sorted(map(str, document)))}")
-    names = {field.name for field in fields(Plan)}
-    if set(content) != names:
-        unknown = sorted(map(str, set(content) - names))
-        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {shown(unknown)}")
-    for name, ndim in _TABLES.items():
-        if not _is_table(content[name], ndim):
-            raise ValueError(f"its {name} is not a table of numbers of {ndim} dimension(s)")
-    for name in _FLAGS:
-        if not (isinstance(content[name], list) and all(type(flag) is bool for flag in content[name])):
-            raise ValueError(f"its {name} is not a list of true and false")
-    plan = Plan(**content)
-    if document["sha256"] != digest(plan._content):
-        raise ValueError("its numbers were changed after it was saved (the checksum differs); build the plan anew and save it")
-    return plan
-
-
-def _is_table(value: Any, ndim: int) -> bool:
-    if not isinstance(value, list):
-        return False
-    if ndim == 1:
-        return all(type(number) is float for number in value)
-    return all(_is_table(row, ndim - 1) and len(row) == len(value[0]) for row in value)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Array
+from ..backends.numpy import combine
 from ..machine import run_rows
 from ..plan import Plan
-
-Array = NDArray[np.float64]
 
 DEVIATIONS = (0.25, 0.5, 1.0)
 """Of the data that the check supposes: images in [-1, 1], and data scaled to 1."""
@@ -34,21 +33,15 @@ def _end(plan: Plan, c: float, start: Array) -> float:
 
     def predict(i: int, x: Array) -> Array:
         share = plan.sigma[i] if plan.form == "eps" else plan.alpha[i] * c**2
-        return x * (share / spread[i] ** 2 if plan.calls[i] else plan.guess[i])
+        return x * (share / spread[i] ** 2)
 
     def add_noise(keep_z: float, x: Array) -> Array:
         own = np.zeros_like(x)
         own[next(used)] = keep_z
         return x + own
 
-    def combine(c_x: float, x: Array, c_p: tuple[float, ...], history: tuple[Array, ...]) -> Array:
-        total = c_x * x
-        for weight, p in zip(c_p, history, strict=False):
-            total = total + weight * p
-        return total
-
     with np.errstate(all="ignore"):
-        end = run_rows(plan, predict, combine, start, None, add_noise)
+        end = run_rows(plan.rows, predict, combine, start, None, add_noise)
         return float(np.linalg.norm(end) / spread[-1])
 
 

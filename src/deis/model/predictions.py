@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..arguments import check_state, function, number, one_of
-from ..foreign import array_namespace, call_unchanged, is_torch
-from ..plan import Plan, Row
+from ..backends import Backend, backend_of
+from ..foreign import array_namespace, call_unchanged
+from ..plan import Plan
 from ..sde import Schedule, check_schedule
 
 
 class Level(NamedTuple):
-    """A noise level: t, alpha, sigma as numbers, or as scalars of a JAX trace; a `deis.plan.Row` is one, too."""
+    """A noise level: t, alpha, sigma as numbers, or as scalars of a JAX trace; a `deis.machine.Row` is one, too."""
 
     t: Any
     alpha: Any
@@ -114,6 +115,48 @@ def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> An
 def call_model(model: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
     """Call a model, and see that it leaves x and t as they are; see `deis.foreign.call_unchanged`."""
     return call_unchanged(model, "the x or t of model(x, t)", x, t)
+
+
+def prediction(backend: Backend, m: Any, x: Any, factors: Sequence[Any], threshold: Callable[[Any], Any] | None) -> Any:
+    """Return `convert`'s prediction in the dtype of the state x, and in memory that no model writes into.
+
+    m may lie in a buffer that the model writes again, and so may what a threshold returns.
+    """
+    return backend.copied(convert(backend.cast(m, x.dtype), x, factors, threshold), m, threshold is not None)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What every loop over rows has of a model: it calls the network, checks the output, and makes a plan's prediction of it.
+
+    Attributes
+    ----------
+    model : callable
+    backend : Backend
+        Of the states.
+    dtype : dtype
+        The one in which the network is given x; states may be carried in a better one.
+    threshold : callable, optional
+        See `Denoiser`.
+    """
+
+    model: Callable[[Any, Any], Any]
+    backend: Backend
+    dtype: Any
+    threshold: Callable[[Any], Any] | None = None
+
+    def output(self, x: Any, t: Any, level: Any) -> Any:
+        """Return the network's output at the state x, the times t of shape (batch,) and their noise level."""
+        x_in = self.backend.cast(x, self.dtype)
+        return checked_output("model(x, t)", evaluate(self.model, x_in, t, level), x_in, level)
+
+    def prediction(self, m: Any, x: Any, factors: Any) -> Any:
+        """Return p of an output m at the state x; for the factors see `conversions`."""
+        return prediction(self.backend, m, x, factors, self.threshold)
+
+    def __call__(self, x: Any, t: Any, level: Any, factors: Sequence[Any]) -> Any:
+        """Return p at the state x."""
+        return self.prediction(self.output(x, t, level), x, factors)
 
 
 @dataclass(frozen=True)
@@ -230,24 +273,21 @@ class Denoiser:
             return 0 * x
 
 
-def checked_output(call: str, m: Any, x: Any, row: Row | None = None) -> Any:
-    """Return what a model returned, checked to be an array like x; a row tells an error the time."""
+def checked_output(call: str, m: Any, x: Any, level: Any = None) -> Any:
+    """Return what a model returned, checked to be an array like x; a noise level in numbers tells an error the time."""
     if array_namespace(m) is array_namespace(x) and getattr(m, "shape", None) == x.shape:
         return m
     got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"
+    at = f" at t={level.t!r}" if isinstance(getattr(level, "t", None), float) else ""
     raise ValueError(
-        f"{call} returned {got}{'' if row is None else f' at t={row.t!r}'} for x of shape {tuple(x.shape)}; it must return one "
+        f"{call} returned {got}{at} for x of shape {tuple(x.shape)}; it must return one "
         f"{type(x).__name__} of the shape of x (not a tuple, nor an output object: take its .sample)"
     )
 
 
 def times(x: Any, t: float, num_times: int | None) -> Any:
     """Return t for each sample, as an integer where the schedule's times are integers and t is one of them."""
-    xp = array_namespace(x)
-    integer = num_times is not None and t == round(t)
-    if is_torch(x):
-        return xp.full((len(x),), round(t) if integer else t, dtype=xp.int64 if integer else x.dtype, device=x.device)
-    return xp.full((len(x),), t, dtype=np.int32 if integer else x.dtype)
+    return backend_of(x).full(x, [t], x.dtype, num_times is not None and t == round(t))[0]
 
 
 def edm_preconditioned(network: Callable[[Any, Any], Any], sigma_data: float = 0.5) -> Callable[[Any, Any], Any]:

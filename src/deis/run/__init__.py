@@ -8,11 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from ..arguments import check_state, flag, function, kind
-from ..foreign import is_compiling, is_jax, is_torch
-from ..model.predictions import Denoiser, check_model, conversions
+from ..backends import backend_of
+from ..foreign import is_compiling, is_jax
+from ..model.predictions import Denoiser, Predictor, check_model, conversions
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from ..sde import Schedule
+from .eager import run_eager
 from .options import Options
 
 
@@ -107,15 +109,10 @@ def sample(
             "numpy.random.Generator, like x_T"
         )
 
-    options = Options(factors, threshold, rng, trajectory, callback, progress, check_finite)
-    if is_torch(x_T):
-        from .torch import run_torch
-
-        return run_torch(plan, model, x_T, options, grad)
+    predictor = Predictor(model, backend_of(x_T), x_T.dtype, threshold)
+    options = Options(factors, rng, trajectory, callback, progress, check_finite, grad)
     if is_jax(x_T):
         from .jax import run_jax
 
-        return run_jax(plan, model, x_T, options)
-    from .numpy import run_numpy
-
-    return run_numpy(plan, model, x_T, options)
+        return run_jax(plan, predictor, x_T, options)
+    return run_eager(plan, predictor, x_T, options)

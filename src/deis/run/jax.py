@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,48 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..model.predictions import Level, checked_output, convert, evaluate
+from ..machine import Row, advance, guessed
+from ..model.predictions import Level, Predictor
 from ..plan import Plan
 from .options import Options, not_finite, observer
 
 
-def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, options: Options) -> Array:
+def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> Array:
     """Run a plan on a JAX array, inside or outside of jit, vmap and grad; see `deis.sample`."""
-    carry_dtype = jnp.promote_types(x_T.dtype, jnp.float32)
+    backend = predictor.backend
+    dtype = backend.carry(x_T.dtype)
     observe = observer(plan, replace(options, trajectory=False), [])
     relay = None if observe is None else _Relay(observe)
-    keys = _keys(options.rng, len(x_T)) if plan.stochastic else None
-    same = len(set(options.factors)) == 1  # such as (0, 1), where the output is the prediction
+    add_noise = backend.noise(options.rng, len(x_T)) if plan.stochastic else None
+    predict = _predict(plan, predictor, options)
 
-    def call(x: Array, row: dict[str, Array]) -> tuple[Array, Array]:
-        x_in = x.astype(x_T.dtype)
-        level = Level(row["t"], row["alpha"], row["sigma"])
-        m = evaluate(model, x_in, jnp.full(len(x_T), row["t"]), level)
-        checked_output("model(x, t)", m, x_in, plan.rows[0])  # the scan traces the model once, for all rows
-        factors: Any = options.factors[0] if same else row["factors"]
-        p = convert(m.astype(carry_dtype), x, factors, options.threshold)
-        return p, jnp.isfinite(m).all()
-
-    def step(carry: tuple[Array, Array, tuple[Array, ...]], row: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
-        x, base, history = carry
-        if plan.calls.all():
-            p, finite = call(x, row)
-        else:
-            p, finite = lax.cond(row["calls"], call, lambda x, row: (row["guess"] * x, jnp.array(True)), x, row)
-        out = {"finite": finite} if options.check_finite else {}
+    def step(carry: tuple[Array, Array, tuple[Array, ...]], scanned: tuple[Array, Row, Array]) -> tuple[Any, dict[str, Array]]:
+        (x, base, history), (i, row, factors) = carry, scanned
+        p, finite = predict(x, row, factors)
         history = (p, *history)
-        base = combine(row["keep_x"], base, row["keep_p"], history)
-        if keys is not None:
-            base = base + row["keep_z"] * _noise(keys, row["i"], x)
-        x = combine(row["next_x"], base, row["next_p"], history)
+        base, x = advance(row, base, history, backend.combine, add_noise and partial(add_noise, i=i))
         if relay is not None:
-            jax.debug.callback(relay, row["i"], x, ordered=True)
-        return (x, base, history[: plan.window - 1]), out | ({"x": x} if options.trajectory else {})
+            jax.debug.callback(relay, i, x, ordered=True)
+        kept = ({"finite": finite} if options.check_finite else {}) | ({"x": x} if options.trajectory else {})
+        return (x, base, history[: plan.window - 1]), kept
 
-    x = x_T.astype(carry_dtype)
+    x = x_T.astype(dtype)
     start = (x, x, (jnp.zeros_like(x),) * (plan.window - 1))
-    rows = _rows(plan, carry_dtype) | {"factors": jnp.asarray(np.array(options.factors), dtype=carry_dtype)}
-    (x_0, _, _), out = lax.scan(step, start, rows)
+    (x_0, _, _), out = lax.scan(step, start, _scanned(plan, options, dtype))
     if relay is not None:
         relay.finish(x_0)
     if options.check_finite:
@@ -60,6 +47,22 @@ def run_jax(plan: Plan, model: Callable[[Array, Array], Array], x_T: Array, opti
     if options.trajectory:
         x_0 = jnp.concatenate([x[None], out["x"][np.flatnonzero(plan.accepts)]])
     return x_0.astype(x_T.dtype)
+
+
+def _predict(plan: Plan, predictor: Predictor, options: Options) -> Callable[[Array, Row, Array], tuple[Array, Array]]:
+    """Return the prediction of a row at x, and whether the model's output was finite."""
+    same: Any = options.factors[0] if len(set(options.factors)) == 1 else None  # such as (0, 1), where the output is the prediction
+
+    def called(x: Array, row: Row, factors: Array) -> tuple[Array, Array]:
+        m = predictor.output(x, jnp.full(len(x), row.t), Level(row.t, row.alpha, row.sigma))
+        return predictor.prediction(m, x, factors if same is None else same), jnp.isfinite(m).all()
+
+    def known(x: Array, row: Row, factors: Array) -> tuple[Array, Array]:
+        return guessed(row, x, predictor.backend.combine), jnp.array(True)
+
+    if plan.calls.all():
+        return called
+    return lambda x, row, factors: lax.cond(row.calls, called, known, x, row, factors)
 
 
 class _Relay:
@@ -92,38 +95,14 @@ class _Relay:
             raise self.error
 
 
-def combine(c_x: Array, x: Array, c_p: Array, history: tuple[Array, ...]) -> Array:
-    """Return c_x x + sum_j c_p[j] history[j]; elementwise, so that no accelerator lowers the precision of a product."""
-    total = c_x * x
-    for j, p in enumerate(history):
-        total = total + c_p[j] * p
-    return total
-
-
-def _rows(plan: Plan, dtype: Any) -> dict[str, Array]:
-    names = ("alpha", "sigma", "keep_x", "keep_p", "keep_z", "next_x", "next_p", "guess")
-    rows = {name: jnp.asarray(getattr(plan, name)[: len(plan.rows)], dtype=dtype) for name in names}
-    rows["t"] = jnp.asarray(plan.t[:-1], dtype=jnp.int32 if plan.discrete else dtype)
-    rows["calls"] = jnp.asarray(plan.calls)
-    rows["i"] = jnp.arange(len(plan.rows))
-    return rows
-
-
-def _keys(rng: Any, batch: int) -> Array:
-    """Return one key a sample, from an array of them or from one key and the sample's number."""
-    is_key = isinstance(rng, Array) and (jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or rng.dtype == jnp.uint32)
-    if not is_key:
-        raise TypeError(f"rng must be a key, as jax.random.key(0), or an array of one key a sample, for this x_T, and is {rng!r}")
-    keys = rng if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
-    if keys.ndim == 0:
-        return jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(batch))
-    if keys.shape != (batch,):
-        raise ValueError(f"rng must have one key a sample: its shape is {keys.shape} for {batch} samples")
-    return keys
-
-
-def _noise(keys: Array, i: Array, x: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype))(keys)
+def _scanned(plan: Plan, options: Options, dtype: Any) -> tuple[Array, Row, Array]:
+    """Return the numbers of the rows, the rows as one of arrays, and the factors of their predictions: what the scan runs over."""
+    n = len(plan.rows)
+    columns = {name: jnp.asarray(getattr(plan, name)[:n], dtype) for name in Row._fields if name not in ("accepts", "calls", "t")}
+    t = jnp.asarray(plan.t[:n], jnp.int32 if plan.discrete else dtype)
+    row = Row(t=t, accepts=jnp.asarray(plan.accepts), calls=jnp.asarray(plan.calls), **columns)
+    row = row if plan.stochastic else row._replace(keep_z=None)
+    return jnp.arange(n), row, jnp.asarray(np.array(options.factors), dtype)
 
 
 def _raise_unless(finite: Array, plan: Plan) -> None:

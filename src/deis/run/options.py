@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..arguments import shown
 from ..foreign import call_unchanged
 from ..plan import Plan
 
@@ -19,12 +18,12 @@ class Options:
 
     factors: tuple[tuple[float, ...], ...]
     """For each row, in float64, what makes the network's output a prediction; see `deis.model.predictions.conversions`."""
-    threshold: Callable[[Any], Any] | None
     rng: Any
     trajectory: bool
     callback: Callable[[int, float, Any], Any] | None
     progress: bool
     check_finite: bool
+    grad: bool
 
 
 def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
@@ -61,26 +60,6 @@ def progress_bar(about: str, unit: str, total: int | None = None) -> Any:
     except ImportError:
         raise ImportError("progress=True needs tqdm: pip install tqdm") from None
     return tqdm(total=total, desc=about, unit=unit)
-
-
-def streams(rng: Any, batch: int, kind: type[Any], spawn: Callable[[Any], list[Any]]) -> list[Any]:
-    """Return one generator a sample, from a sequence of them or spawned from a single one.
-
-    Raises
-    ------
-    TypeError
-        Where rng is neither.
-    ValueError
-        Where there are not as many as samples.
-    """
-    if isinstance(rng, kind):
-        return spawn(rng)
-    if not (isinstance(rng, Sequence) and all(isinstance(generator, kind) for generator in rng)):
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        raise TypeError(f"rng must be a {name} or a sequence of them, one a sample, for this x_T, and is {shown(rng)}")
-    if len(rng) != batch:
-        raise ValueError(f"rng must have one generator a sample: there are {len(rng)} for {batch} samples")
-    return list(rng)
 
 
 def not_finite(i: int, plan: Plan) -> ValueError:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..machine import advance
-from ..model.predictions import conversions, convert
+from ..backends.torch import BACKEND
+from ..machine import advance, guessed
+from ..model.predictions import conversions, prediction
 from ..plan import Plan
-from .torch import combine
 
 
 class Stepwise:
@@ -52,16 +52,15 @@ class Stepwise:
         """
         x = self._state(sample)
         base = x if self.base is None or self.base is self.x else self.base
-        p = convert(m.to(x.dtype), x, self.factors[self.row], self.threshold)
-        p = p.clone() if p is m else p  # m may lie in a buffer that a compiled network writes again
+        p = prediction(BACKEND, m, x, self.factors[self.row], self.threshold)
         while True:
             history = (p, *self.history)
-            base, x = advance(self.plan.rows[self.row], base, history, combine, add_noise)
+            base, x = advance(self.plan.rows[self.row], base, history, BACKEND.combine, add_noise)
             self.history = history[: self.plan.window - 1]
             self.row += 1
             if self.row == len(self.plan.rows) or self.plan.rows[self.row].calls:
                 break
-            p = x * self.plan.rows[self.row].guess
+            p = guessed(self.plan.rows[self.row], x, BACKEND.combine)
         self.base, self.x = base, x
         return self._send(x.to(sample.dtype))
 
