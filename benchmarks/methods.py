@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 
 import deis
-from deis.methods.adams import CLOCKS, Builder
+from deis.methods.clocks import CLOCKS
+from deis.methods.layout import Builder
 from deis.methods.registry import find
 from deis.quadrature import Form
 

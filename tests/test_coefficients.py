@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import quad
 
 import deis
-from deis.methods.adams import CLOCKS
+from deis.methods.clocks import CLOCKS
 
 from .oracle import exact_cosine, exact_linear, exact_weights
 

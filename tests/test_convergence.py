@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 import deis
 from deis.backends.numpy import combine
-from deis.methods.adams import CLOCKS, Builder
+from deis.methods.clocks import CLOCKS
+from deis.methods.layout import Builder
 from deis.methods.registry import REGISTRY, find
 
 from .oracle import gaussian, two_modes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 import deis
-from deis.methods.adams import CLOCKS
+from deis.methods.clocks import CLOCKS
 from deis.methods.registry import REGISTRY
 
 from .oracle import gaussian, two_modes

@@ -19,7 +19,7 @@ from .calibration.teacher import dense_plan
 from .extras import needs
 from .files import replacing
 from .foreign import like, to_numpy
-from .methods.adams import choose_form
+from .methods.step import choose_form
 from .plan import Plan
 from .run import sample
 

@@ -24,9 +24,8 @@ with needs("diffusers", "deis.adapters.diffusers"):
 from ..cut import between, from_call
 from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
-from ..methods.adams import Builder
+from ..methods.layout import Builder, StagedBuilder
 from ..methods.published import GridStages
-from ..methods.singlestep import SingleStep
 from ..model.threshold import dynamic_threshold, static_threshold
 from ..plan import Plan
 from ..run.stepwise import Stepwise
@@ -500,7 +499,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _left(self, plan: Plan, first: int) -> Plan:
         """Return the rest of a plan: cut, or for a multistep method by name the method on the times that are left."""
         builder = self._builder(plan.num_step)
-        if self._given is not None or isinstance(builder, SingleStep):
+        if self._given is not None or isinstance(builder, StagedBuilder):
             return from_call(plan, self._own_schedule(), first)
         if isinstance(builder, GridStages):
             builder = replace(builder, skipped=first)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..arguments import flag, function, kind, number, one_of, whole
 from ..methods import ANALYTICAL, get_method, make_plan
-from ..methods.adams import Builder
+from ..methods.layout import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
 from .gauss_newton import fit_ends

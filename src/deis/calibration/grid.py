@@ -10,7 +10,7 @@ import numpy as np
 
 from ..grids import continuous_grid, distinct_times
 from ..methods import make_plan
-from ..methods.adams import Builder
+from ..methods.layout import Builder
 from ..plan import Plan
 from ..sde import Schedule
 from .table import Array, Table

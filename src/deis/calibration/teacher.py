@@ -18,7 +18,8 @@ from ..files import replacing
 from ..grids import times_of_levels
 from ..machine import run_rows
 from ..methods import make_plan
-from ..methods.adams import adams, choose_form
+from ..methods.adams import adams
+from ..methods.step import choose_form
 from ..model.predictions import coefficients
 from ..plan import Plan
 from ..sde import Schedule

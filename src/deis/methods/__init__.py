@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..arguments import function, kind, number, whole
+from ..arrays import Array
 from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
-from .adams import Array, Builder
+from .layout import Builder, StagedBuilder
 from .noise import check_steps
 from .registry import KNOWN, find, get_method
-from .singlestep import SingleStep
 
 ANALYTICAL = " + analytical first step"
 """What the name of a plan with one ends in."""
@@ -85,7 +85,7 @@ def make_plan(
         phase = own[0] if ts_phase is None else ts_phase
         order = own[1] if ts_order is None and phase == own[0] else ts_order
         times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
-    plan = build(sde, times, grid, counts) if isinstance(build, SingleStep) else build(sde, times, grid)
+    plan = build(sde, times, grid, counts) if isinstance(build, StagedBuilder) else build(sde, times, grid)
     kind("the result of method", plan, Plan, "a deis.Plan,")
     plan = plan if afs is None else _analytical_first_step(plan, afs)
     if nfe is not None and plan.nfe != nfe:
@@ -111,7 +111,7 @@ def evaluations_of_steps(build: Builder, nfe: int, clean: bool, *, saves: bool =
     The first step may save one.
     """
     rows = whole("nfe", nfe) + saves
-    return build.split(rows, clean) if isinstance(build, SingleStep) else [1] * rows
+    return build.split(rows, clean) if isinstance(build, StagedBuilder) else [1] * rows
 
 
 def _agree(num_step: int | None, counts: list[int] | None, ends: Array | None) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Array, Indices
 from ..plan import Plan
 from ..quadrature import Clock, Form, lagrange_integrals
 from ..sde import Schedule
-from .adams import CLOCKS, Array, Builder, check_clock, multistep_plan, step_degrees, transport
+from .clocks import CLOCKS, check_clock
+from .layout import Builder, multistep_plan
+from .step import step_degrees, transport
 
 _EVEN = np.array([1, 2, 11 / 3, 20 / 3])
 """sum |C| / |sum C| of the Adams-Bashforth weights of degree 0, 1, 2, 3 on even steps."""
@@ -95,6 +97,6 @@ def _in_data(sde: Schedule, ts: Array, steps: list[Array], name: str, grid: str)
             x[i + 1] = alpha[i + 1] / alpha[i] * x[i] + c @ eps[i - np.arange(len(c))]
     psi = sigma[1:] / sigma[:-1]
     by_row = x[1:] - psi[:, None] * x[:-1]
-    place: NDArray[np.intp] = np.arange(n)[:, None] - np.arange(n)
+    place: Indices = np.arange(n)[:, None] - np.arange(n)
     newest_first = np.where(place >= 0, np.take_along_axis(by_row, np.maximum(place, 0), axis=1), 0.0)
     return multistep_plan(sde, ts, "data", psi, newest_first, name, grid)

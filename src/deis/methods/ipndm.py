@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..arguments import whole
+from ..arrays import Array
 from ..plan import Plan
 from ..quadrature import Norm
 from ..sde import Schedule
-from .adams import Array, Builder, multistep_plan, source
-from .published import first_order, normed
+from .layout import Builder, multistep_plan
+from .norms import fitted_to, normed
+from .step import first_order
 
 ADAMS_BASHFORTH = (
     np.array([1.0]),
@@ -40,6 +42,6 @@ def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
             weights = ADAMS_BASHFORTH[min(i, order - 1)]
             shares[i, : len(weights)] = weights
         c_p = normed(sde, ts, form, c_0[:, None] * shares, norm)
-        return multistep_plan(sde, ts, form, psi, c_p, f"ipndm{order}", grid, fitted=source(norm))
+        return multistep_plan(sde, ts, form, psi, c_p, f"ipndm{order}", grid, fitted=fitted_to(norm))
 
     return build

@@ -10,50 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arguments import flag, one_of
+from ..arrays import Array, Indices
 from ..plan import Plan
 from ..quadrature import Form, Norm
 from ..sde import Schedule
-from .adams import (
-    CLOCKS,
-    Array,
-    Builder,
-    adams_weights,
-    check_tau,
-    checked_norm,
-    choose_form,
-    is_discrete,
-    multistep_plan,
-    source,
-    step_degrees,
-    transport,
-)
+from .clocks import CLOCKS
+from .layout import Builder, laid_out, multistep_plan
 from .noise import check_noise
-
-
-def first_order(sde: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
-    """Return the form, and psi and C_i0 of the DDIM step in it, shape (n,)."""
-    chosen = choose_form(sde, ts, form)
-    c_0 = adams_weights(sde, ts, np.zeros(len(ts) - 1, dtype=np.intp), CLOCKS["t"], chosen, tau=tau)[:, 0]
-    return chosen, transport(sde, ts, chosen, tau)[0], c_0
-
-
-def normed(sde: Schedule, ts: Array, form: Form, c_p: Array, norm: Norm | None, *, ahead: bool = False) -> Array:
-    """Return weights of p as weights of p / c(t), each step multiplied by its mean c; the weights themselves without a norm.
-
-    The newest node of step i is t_i, and with `ahead` t_{i+1}.
-    """
-    scale = checked_norm(norm, form)
-    if scale is None:
-        return c_p
-    zeros = np.zeros(len(ts) - 1, dtype=np.intp)
-    plain, with_c = (adams_weights(sde, ts, zeros, CLOCKS["t"], form, norm=c)[:, 0] for c in (None, scale))
-    mean = with_c / plain * scale(ts[:-1])
-    node = np.arange(len(ts) - 1)[:, None] + int(ahead) - np.arange(c_p.shape[1])
-    return c_p * mean[:, None] / scale(ts[np.maximum(node, 0)])
-
+from .norms import fitted_to, normed
+from .step import check_tau, first_order, step_degrees, transport
 
 Solver = Literal["midpoint", "heun"]
 _SOLVERS = ("midpoint", "heun")
@@ -98,7 +65,7 @@ def dpm_multistep(
         for i, degree in enumerate(degrees.tolist()):
             c_p[i, : degree + 1] = c_0[i] * _multistep_weights(power * h[i], h[i - degree : i][::-1] / h[i], solver)
         c_p = normed(sde, ts, form, c_p, norm)
-        fitted = source(norm) or ("the reverse diffusion in short steps" if form == "eps" and tau else "")
+        fitted = fitted_to(norm) or ("the reverse diffusion in short steps" if form == "eps" and tau else "")
         plan = multistep_plan(sde, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=fitted)
         return plan if form == "eps" else check_noise(plan, repr(tau))
 
@@ -194,23 +161,10 @@ class GridStages:
             weights = c_0 * self._weights(log_rho[base] - log_rho[base : i + 2])
             c_x, c_p = (keep_x, keep_p) if accepts[i] else (next_x, next_p)
             c_x[i], c_p[i, :order] = scale[i + 1] / scale[base], weights
-        return Plan(
-            t=ts,
-            alpha=sde.alpha(ts),
-            sigma=sde.sigma(ts),
-            keep_x=keep_x,
-            keep_p=keep_p,
-            next_x=next_x,
-            next_p=next_p,
-            accepts=accepts,
-            form=self.form,
-            discrete=is_discrete(sde, ts),
-            method=self.name,
-            grid=grid,
-            schedule=sde.name,
-        )
+        columns = {"keep_x": keep_x, "keep_p": keep_p, "next_x": next_x, "next_p": next_p, "accepts": accepts}
+        return laid_out(sde, ts, columns, form=self.form, method=self.name, grid=grid)
 
-    def _orders(self, n: int, clean: bool) -> NDArray[np.intp]:
+    def _orders(self, n: int, clean: bool) -> Indices:
         """Return the order of the step that ends at each time after the first."""
         whole = n + self.skipped
         orders = np.arange(whole) % self.order + 1
@@ -269,7 +223,7 @@ def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool 
                 c_c[i, :2] = 0.0, c_0[i]
         c_p = normed(sde, ts, form, c_p[:, : len(psi)], norm)
         c_c = normed(sde, ts, form, c_c, norm, ahead=True)
-        return multistep_plan(sde, ts, form, psi, c_p, f"unipc{order}_{solver}", grid, corrector=c_c, fitted=source(norm))
+        return multistep_plan(sde, ts, form, psi, c_p, f"unipc{order}_{solver}", grid, corrector=c_c, fitted=fitted_to(norm))
 
     return build
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from ..arguments import kind
 from ..quadrature import Form
-from .adams import Builder, adams
+from .adams import adams
+from .exponential import exponential_rk
 from .ipndm import ipndm
+from .layout import Builder
 from .published import GridStages, dpm_multistep, unipc
 from .runge_kutta import rho_rk
-from .singlestep import exponential_rk
 from .stochastic import ddim, edm_heun, renoise
 
 

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from ..arguments import array, kind, one_of, shown
+from ..arrays import Array
 from ..sde import Schedule
-from .adams import Array
 from .singlestep import SingleStep, Steps
 
 

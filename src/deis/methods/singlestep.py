@@ -1,20 +1,19 @@
-"""Singlestep methods: steps of several stages that use no prediction from before; and exponential Runge-Kutta in log rho."""
+"""Singlestep methods: steps of several stages that use no prediction from before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import AnyArray, Array
 from ..plan import Plan
-from ..quadrature import Form, lagrange_integrals
+from ..quadrature import Form
 from ..sde import Schedule
-from .adams import CLOCKS, Array, choose_form, is_discrete
+from .layout import laid_out
 
 
 class Steps(NamedTuple):
@@ -27,6 +26,8 @@ class Steps(NamedTuple):
     """Shape (n, s)."""
     c_p: Array
     """Shape (n, s, s), by stage: c_p[:, k, m] = 0 for m > k."""
+    c_z: Array | None = None
+    """The deviation of the new noise of each stage, shape (n, s); c_x[k + 1] / c_x[k] carries on what earlier stages added."""
 
 
 StepBuilder = Callable[[Schedule, Array, Array], Steps]
@@ -46,8 +47,8 @@ class SingleStep:
     clean_end : bool
         Make the last step, where it ends at sigma = 0, one of a single stage: log rho is infinite there, and eps not determined
         by a network that predicts x_0.
-    lift : callable, optional
-        lift(sde, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
+    raised : callable, optional
+        raised(sde, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
     noise : float
         A factor of that noise.
     """
@@ -55,7 +56,7 @@ class SingleStep:
     name: str
     family: Mapping[int, StepBuilder]
     clean_end: bool = False
-    lift: Callable[[Schedule, Array], Array] | None = None
+    raised: Callable[[Schedule, Array], Array] | None = None
     noise: float = 1.0
 
     @property
@@ -84,40 +85,55 @@ class SingleStep:
         if counts is None:
             clean = self.clean_end and sde.sigma(ts[-1]) == 0
             counts = [self.stages] * (n - 1) + [1 if clean else self.stages]
-        start = ts[:-1] if self.lift is None else self.lift(sde, ts)
-        lifted = start != ts[:-1]
-        cuts = [0, *(i for i in range(1, n) if counts[i] != counts[i - 1] or lifted[i]), n]
+        start = ts[:-1] if self.raised is None else self.raised(sde, ts)
+        is_raised = start != ts[:-1]
+        cuts = [0, *(i for i in range(1, n) if counts[i] != counts[i - 1] or is_raised[i]), n]
         parts = []
         for first, last in pairwise(cuts):
-            if lifted[first]:
+            if is_raised[first]:
                 parts.append(_noise_row(sde, ts[first], start[first], self.noise))
             steps = self.family[counts[first]](sde, start[first:last], ts[first + 1 : last + 1])
             parts.append(_stage_rows(steps))
-        fitted = "" if self.noise == 1 or not lifted.any() else f"noise increased by {self.noise:g}"
-        return _stack(sde, parts, steps.form, ts[-1], method=self.name, grid=grid, fitted=fitted)
+        fitted = "" if self.noise == 1 or not is_raised.any() else f"noise increased by {self.noise:g}"
+        columns = _stack(parts)
+        t = np.append(columns.pop("t"), ts[-1])
+        return laid_out(sde, t, columns, form=steps.form, method=self.name, grid=grid, fitted=fitted)
 
 
-Rows = dict[str, NDArray[Any]]
+Rows = dict[str, AnyArray]
 """Columns of a plan by name."""
 
 
 def _stage_rows(steps: Steps) -> Rows:
-    """Lay steps that follow each other out: a row for every stage, of which the last accepts the state."""
+    """Lay steps that follow each other out: a row for every stage, of which the last accepts the state.
+
+    Without noise before its last stage a step is taken from base, which stays x_i. With such noise base is the state itself.
+    """
     n, s = steps.t.shape
-    c_p = np.zeros((n, s, s))
+    c_z = np.zeros((n, s)) if steps.c_z is None else steps.c_z
+    last = np.full((n, s), np.arange(s) == s - 1) | c_z[:, :-1].any()
+    c_x, c_p = (steps.c_x, steps.c_p) if not c_z[:, :-1].any() else _from_stage_to_stage(steps)
+    newest_first = np.zeros((n, s, s))
     for k in range(s):
-        c_p[:, k, : k + 1] = steps.c_p[:, k, k::-1]  # newest first
-    last = np.arange(s) == s - 1
+        newest_first[:, k, : k + 1] = c_p[:, k, k::-1]
     return {
         "t": steps.t.ravel(),
-        "keep_x": np.where(last, steps.c_x, 1.0).ravel(),
-        "keep_p": np.where(last[:, None], c_p, 0.0).reshape(n * s, s),
-        "keep_z": np.zeros(n * s),
-        "next_x": np.where(last, 1.0, steps.c_x).ravel(),
-        "next_p": np.where(last[:, None], 0.0, c_p).reshape(n * s, s),
-        "accepts": np.tile(last, n),
+        "keep_x": np.where(last, c_x, 1.0).ravel(),
+        "keep_p": np.where(last[..., None], newest_first, 0.0).reshape(n * s, s),
+        "keep_z": c_z.ravel(),
+        "next_x": np.where(last, 1.0, c_x).ravel(),
+        "next_p": np.where(last[..., None], 0.0, newest_first).reshape(n * s, s),
+        "accepts": np.tile(np.arange(s) == s - 1, n),
         "calls": np.ones(n * s, dtype=bool),
     }
+
+
+def _from_stage_to_stage(steps: Steps) -> tuple[Array, Array]:
+    """Return the factors with which each stage follows from the one before it, and not from x_i."""
+    c_x, c_p = steps.c_x.copy(), steps.c_p.copy()
+    c_x[:, 1:] /= steps.c_x[:, :-1]
+    c_p[:, 1:] -= c_x[:, 1:, None] * steps.c_p[:, :-1]
+    return c_x, c_p
 
 
 def _noise_row(sde: Schedule, t: float, up: float, noise: float) -> Rows:
@@ -129,65 +145,10 @@ def _noise_row(sde: Schedule, t: float, up: float, noise: float) -> Rows:
     return {name: np.array([value]) for name, value in numbers.items()} | nothing
 
 
-def _stack(sde: Schedule, parts: list[Rows], form: Form, end: float, *, method: str, grid: str, fitted: str) -> Plan:
-    """Return the plan of rows one after the other, the windows widened to one."""
+def _stack(parts: list[Rows]) -> Rows:
+    """Return rows one after the other, the windows widened to one."""
     window = max(part["keep_p"].shape[1] for part in parts)
     for part in parts:
         for name in ("keep_p", "next_p"):
             part[name] = np.pad(part[name], ((0, 0), (0, window - part[name].shape[1])))
-    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    t = np.append(columns.pop("t"), end)
-    return Plan(
-        t=t,
-        alpha=sde.alpha(t),
-        sigma=sde.sigma(t),
-        **columns,
-        form=form,
-        discrete=is_discrete(sde, t),
-        method=method,
-        grid=grid,
-        schedule=sde.name,
-        fitted=fitted,
-    )
-
-
-# --- exponential Runge-Kutta -------------------------------------------------------------------------------------------
-
-
-def exponential_rk(form: Form | None, name: str, order: int) -> SingleStep:
-    """Return the exponential Runge-Kutta method of DPM-Solver (arXiv 2206.00927, algorithm 1 and 2) or DPM-Solver++.
-
-    Stage k lies at log rho = log rho_i + c_k (log rho_{i+1} - log rho_i), and each state comes from x_i by the exact integral of
-    the polynomial in log rho through some of the stages before it: order 2 has c = (0, 1/2) and a last polynomial through stage 1
-    alone; order 3 c = (0, 1/3, 2/3) and polynomials through (0), (0, 1) and (0, 2). form="eps" is DPM-Solver, "data" DPM-Solver++
-    (arXiv 2211.01095).
-    """
-    tables: dict[int, tuple[tuple[float, ...], tuple[tuple[int, ...], ...]]] = {
-        1: ((0.0,), ((0,),)),
-        2: ((0.0, 1 / 2), ((0,), (1,))),
-        3: ((0.0, 1 / 3, 2 / 3), ((0,), (0, 1), (0, 2))),
-    }
-    family = {s: partial(exponential_steps, form=form, c=c, through=through) for s, (c, through) in tables.items() if s <= order}
-    return SingleStep(name, family, clean_end=True)
-
-
-def exponential_steps(
-    sde: Schedule, start: Array, end: Array, *, form: Form | None, c: tuple[float, ...], through: tuple[tuple[int, ...], ...]
-) -> Steps:
-    """Return the steps of an exponential Runge-Kutta method; see `exponential_rk`."""
-    chosen, s = choose_form(sde, start, form), len(c)
-    high, low = sde.log_rho(start), sde.log_rho(end)
-    if s > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
-        t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
-        raise ValueError(
-            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
-            "a multistep method such as 'tab3' or 'dpmpp_2m'"
-        )
-    t = np.stack([start] + [sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c[1:]], axis=1)
-    target = np.append(t[:, 1:], end[:, None], axis=1)
-    scale = sde.alpha if chosen == "eps" else sde.sigma
-    c_p = np.zeros((len(start), s, s))
-    for k, nodes in enumerate(through):
-        weights = lagrange_integrals(sde, CLOCKS["log_rho"], chosen, t[:, nodes], start, target[:, k])
-        c_p[:, k, list(nodes)] = weights
-    return Steps(chosen, t, scale(target) / scale(start)[:, None], c_p)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

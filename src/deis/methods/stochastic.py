@@ -8,13 +8,14 @@ from functools import partial
 import numpy as np
 
 from ..arguments import number
+from ..arrays import Array
 from ..plan import Plan
 from ..quadrature import Form
 from ..sde import Schedule
-from .adams import Array, Builder, check_form, multistep_plan
-from .published import first_order
+from .layout import Builder, multistep_plan
 from .runge_kutta import TABLEAUX, tableau_steps
 from .singlestep import SingleStep
+from .step import check_form, first_order
 
 
 def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
@@ -79,7 +80,7 @@ def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise
     low = number("low", low, most=high, infinite=True, hint="high is the greater of the two")
     factor = math.sqrt(2) - 1
 
-    def lift(sde: Schedule, ts: Array) -> Array:
+    def raised(sde: Schedule, ts: Array) -> Array:
         rho = sde.rho(ts[:-1])
         chosen = (rho >= low) & (rho <= high) & np.isfinite(rho) & (churn > 0)
         gamma = min(churn / len(rho), factor)
@@ -87,4 +88,4 @@ def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise
 
     family = {size: partial(tableau_steps, tableau=TABLEAUX[name]) for size, name in ((1, "1euler"), (2, "2heun"))}
     name = f"edm_heun(churn={churn:g})" if churn else "edm_heun"
-    return SingleStep(name, family, clean_end=True, lift=lift if churn else None, noise=noise)
+    return SingleStep(name, family, clean_end=True, raised=raised if churn else None, noise=noise)
