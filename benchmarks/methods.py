@@ -142,7 +142,7 @@ def methods(problem: Problem) -> Iterator[tuple[dict[str, str], Builder]]:
         if problem.every_method or name in ("ddim", "ipndm2", "dpmpp_2m_published", "unipc2_bh2"):
             options = {"lower_order_final": True} if "published" in name or "_bh" in name else {}
             entry = find(name)[0]
-            about = {"method": name, "form": entry.form, "clock": entry.clock, "order": entry.order, "corrector": ""}
+            about = {"method": name, "form": entry.form, "clock": entry.clock, "order": entry.order_text, "corrector": ""}
             yield about, deis.get_method(name, **options)
     for form in FORMS:
         for clock in CLOCKS:

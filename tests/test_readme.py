@@ -31,5 +31,5 @@ def test_there_are_snippets() -> None:
 
 @pytest.mark.parametrize("entry", REGISTRY, ids=lambda entry: entry.name)
 def test_the_readme_lists_every_registered_name(entry: Entry) -> None:
-    cells = (f"`{entry.name}`", entry.form, entry.clock, entry.order, entry.evaluations, entry.reference)
+    cells = (f"`{entry.name}`", entry.form, entry.clock, entry.order_text, entry.evaluations, entry.reference)
     assert f"| {' | '.join(cells)} |\n" in README

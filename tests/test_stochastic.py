@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import deis
 from deis.machine import run_rows
+from deis.methods.registry import REGISTRY
 
 from .oracle import gaussian
 from .test_convergence import slope
@@ -51,12 +52,9 @@ def law(plan: deis.Plan, sde: deis.Schedule, mean: float = MEAN, std: float = ST
 
 
 SMOOTH = deis.VPSDE.linear(0.1, 20.0, sampling_eps=0.2, sampling_T=0.6)
-WEAK_ORDERS: list[tuple[Any, int, str]] = [
-    ("ancestral", 1, "log"),
+WEAK_ORDERS: list[tuple[Any, int | None, str]] = [
+    *((entry.name, entry.order_of(entry.name), "log") for entry in REGISTRY if entry.weak),
     (deis.get_method("ddim", eta=0.5), 1, "log"),
-    ("sde_dpmpp_2m", 2, "log"),
-    ("sde_dpmpp_2m_published", 2, "log"),
-    ("sa_solver", 2, "log"),
     (deis.get_method("sa_solver", tau=lambda t: 0.5 + t), 2, "log"),
     (deis.adams("data", "t", 2, tau=0.6), 2, "log"),
     (deis.get_method("edm_heun", churn=5.0), 2, "rho"),

@@ -15,7 +15,7 @@ from .exponential import exponential_rk
 from .ipndm import ipndm
 from .layout import Builder
 from .published import GridStages, dpm_multistep, unipc
-from .runge_kutta import rho_rk
+from .runge_kutta import TABLEAUX, rho_rk
 from .stochastic import ddim, edm_heun, renoise
 
 
@@ -29,28 +29,66 @@ class Entry:
         As users give it; <q> stands for a whole number and <tableau> for a name of `deis.TABLEAUX`, which `build` takes first.
     build : callable
         build(**options) -> builder.
-    form, clock, order, evaluations : str
+    form, clock, evaluations : str
         What the method is: the form of its plan ("eps*": data where the grid starts at alpha = 0), the variable of its polynomial,
-        its order of convergence, and its evaluations a step.
+        and its evaluations a step.
+    order : int, callable or None
+        Its order of convergence on a smooth grid, or that as a function of the number or tableau in the name; None for a method
+        that does not converge to the probability flow or the reverse diffusion.
     reference : str
         Where it comes from, and what it equals.
     grid : tuple of (str, float), optional
         The ts_phase and ts_order that it uses unless told otherwise; None for those of the schedule.
+    weak : bool
+        The order is that of the samples' law, as for methods that add noise.
     """
 
     name: str
     build: Callable[..., Builder]
     form: str
     clock: str
-    order: str
+    order: int | Callable[[Any], int] | None
     evaluations: str
     reference: str
     grid: tuple[str, float] | None = None
+    weak: bool = False
 
     @property
     def pattern(self) -> str:
         """The regular expression of its names."""
         return self.name.replace("<q>", r"(\d{1,3})").replace("<tableau>", "(.*)")
+
+    def order_of(self, name: str) -> int | None:
+        """Return the order of convergence of one of its names."""
+        return self.order(*self.arguments(name)) if callable(self.order) else self.order
+
+    def arguments(self, name: str) -> tuple[Any, ...]:
+        """Return the number or tableau in one of its names."""
+        match = re.fullmatch(self.pattern, name.replace("-", "_"))
+        return () if match is None else tuple(int(part) if "<q>" in self.name else part for part in match.groups())
+
+    @property
+    def order_text(self) -> str:
+        """The order in print, such as "q + 1"."""
+        order = self.order
+        if not callable(order):
+            return f"{order}, weak" if self.weak else str(order).lower()
+        if "<tableau>" in self.name:
+            return "the tableau's"
+        least, great = order(0), order(100)
+        return str(great) if great < 100 else f"q + {least}" if least else "q"
+
+
+def _plus(more: int) -> Callable[[int], int]:
+    return lambda q: q + more
+
+
+def _up_to_2(q: int) -> int:
+    return min(q, 2)
+
+
+def _of_tableau(name: str) -> int:
+    return TABLEAUX[name].order
 
 
 def _lms(order: int, **options: Any) -> Builder:
@@ -87,61 +125,61 @@ _ORDERS: tuple[Literal[2, 3], ...] = (2, 3)
 REGISTRY = (
     Entry(
         "auto", _named("auto", "data", "vp_t", 1, 2),
-        "data", "vp_t", "3", "1", "the default, on one grid of noise levels for every schedule; chosen by docs/methods.md",
+        "data", "vp_t", 3, "1", "the default, on one grid of noise levels for every schedule; chosen by docs/methods.md",
         ("vp_t", 2.0),
     ),
-    Entry("ddim", ddim, "eps*", "any", "1", "1", "arXiv 2010.02502; degree 0 of every family; `eta=` adds noise"),
-    Entry("tab<q>", _tab, "eps*", "t", "q + 1", "1", "tAB-DEIS, arXiv 2204.13902; `tab3` is its best"),
-    Entry("rhoab<q>", _rhoab, "eps*", "rho", "q + 1", "1", "rhoAB-DEIS, arXiv 2204.13902"),
-    Entry("lms<q>", _lms, "eps*", "rho", "q", "1", "k-diffusion's LMS of order q: rhoAB of degree q - 1", ("rho", 7.0)),
-    Entry("ipndm<q>", ipndm, "eps*", "none", "2, q on even rho", "1", "arXiv 2204.13902, 2202.09778; q from 1 to 4"),
-    Entry("ipndm", partial(ipndm, 4), "eps*", "none", "2, 4 on even rho", "1", "`ipndm4`"),
-    Entry("deis_abm", _abm, "eps*", "t", "4", "1", "`deis_abm2`"),
-    Entry("deis_abm<q>", _abm, "eps*", "t", "q + 2", "1", "tAB with the exponential Adams-Moulton corrector of degree q + 1"),
-    Entry("dpm_solver_2m", _named("dpm_solver_2m", "eps", "log_rho", 1), "eps", "log_rho", "2", "1", "arXiv 2206.00927, exact"),
-    Entry("dpm_solver_3m", _named("dpm_solver_3m", "eps", "log_rho", 2), "eps", "log_rho", "3", "1", "arXiv 2206.00927, exact"),
-    Entry("dpmpp_2m", _named("dpmpp_2m", "data", "log_rho", 1), "data", "log_rho", "2", "1", "arXiv 2211.01095, exact"),
-    Entry("dpmpp_3m", _named("dpmpp_3m", "data", "log_rho", 2), "data", "log_rho", "3", "1", "arXiv 2211.01095, exact"),
+    Entry("ddim", ddim, "eps*", "any", 1, "1", "arXiv 2010.02502; degree 0 of every family; `eta=` adds noise"),
+    Entry("tab<q>", _tab, "eps*", "t", _plus(1), "1", "tAB-DEIS, arXiv 2204.13902; `tab3` is its best"),
+    Entry("rhoab<q>", _rhoab, "eps*", "rho", _plus(1), "1", "rhoAB-DEIS, arXiv 2204.13902"),
+    Entry("lms<q>", _lms, "eps*", "rho", _plus(0), "1", "k-diffusion's LMS of order q: rhoAB of degree q - 1", ("rho", 7.0)),
+    Entry("ipndm<q>", ipndm, "eps*", "none", _up_to_2, "1", "arXiv 2202.09778; q from 1 to 4; order q on even rho"),
+    Entry("ipndm", partial(ipndm, 4), "eps*", "none", 2, "1", "`ipndm4`; order 4 on even rho"),
+    Entry("deis_abm", _abm, "eps*", "t", 4, "1", "`deis_abm2`"),
+    Entry("deis_abm<q>", _abm, "eps*", "t", _plus(2), "1", "tAB with the exponential Adams-Moulton corrector of degree q + 1"),
+    Entry("dpm_solver_2m", _named("dpm_solver_2m", "eps", "log_rho", 1), "eps", "log_rho", 2, "1", "arXiv 2206.00927, exact"),
+    Entry("dpm_solver_3m", _named("dpm_solver_3m", "eps", "log_rho", 2), "eps", "log_rho", 3, "1", "arXiv 2206.00927, exact"),
+    Entry("dpmpp_2m", _named("dpmpp_2m", "data", "log_rho", 1), "data", "log_rho", 2, "1", "arXiv 2211.01095, exact"),
+    Entry("dpmpp_3m", _named("dpmpp_3m", "data", "log_rho", 2), "data", "log_rho", 3, "1", "arXiv 2211.01095, exact"),
     *(
         Entry(
             f"{name}_{order}m_published", partial(dpm_multistep, form=form, order=order),
-            form, "log_rho", "2", "1", f"arXiv {paper}, as libraries ship it; `solver=`",
+            form, "log_rho", 2, "1", f"arXiv {paper}, as libraries ship it; `solver=`",
         )
         for name, form, paper in _DPM for order in _ORDERS
     ),
-    Entry("unipc<q>", _unipc, "data", "log_rho", "q + 1", "1", "UniPC, arXiv 2302.04867, exact; `unipc2`, `unipc3`, ..."),
-    Entry("unipc<q>_bh1", partial(unipc, solver="bh1"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = h"),
-    Entry("unipc<q>_bh2", partial(unipc, solver="bh2"), "data", "log_rho", "q + 1", "1", "UniPC as published, B(h) = e^h - 1"),
-    Entry("rhork_<tableau>", rho_rk, "eps", "rho", "the tableau's", "stages", "rhoRK-DEIS, arXiv 2204.13902"),
-    Entry("edm_heun", edm_heun, "eps", "rho", "2", "2, 1 to sigma = 0", "arXiv 2206.00364; `churn=` adds noise", ("rho", 7.0)),
-    Entry("dpm_solver_2", partial(exponential_rk, "eps", "dpm_solver_2", 2), "eps", "log_rho", "2", "2", "arXiv 2206.00927"),
-    Entry("dpm_solver_3", partial(exponential_rk, "eps", "dpm_solver_3", 3), "eps", "log_rho", "3", "3", "arXiv 2206.00927"),
-    Entry("dpmpp_2s", partial(exponential_rk, "data", "dpmpp_2s", 2), "data", "log_rho", "2", "2", "arXiv 2211.01095"),
-    Entry("dpmpp_3s", partial(exponential_rk, "data", "dpmpp_3s", 3), "data", "log_rho", "3", "3", "arXiv 2211.01095"),
+    Entry("unipc<q>", _unipc, "data", "log_rho", _plus(1), "1", "UniPC, arXiv 2302.04867, exact; `unipc2`, `unipc3`, ..."),
+    Entry("unipc<q>_bh1", partial(unipc, solver="bh1"), "data", "log_rho", _plus(1), "1", "UniPC as published, B(h) = h"),
+    Entry("unipc<q>_bh2", partial(unipc, solver="bh2"), "data", "log_rho", _plus(1), "1", "UniPC as published, B(h) = e^h - 1"),
+    Entry("rhork_<tableau>", rho_rk, "eps", "rho", _of_tableau, "stages", "rhoRK-DEIS, arXiv 2204.13902"),
+    Entry("edm_heun", edm_heun, "eps", "rho", 2, "2, 1 to sigma = 0", "arXiv 2206.00364; `churn=` adds noise", ("rho", 7.0)),
+    Entry("dpm_solver_2", partial(exponential_rk, "eps", "dpm_solver_2", 2), "eps", "log_rho", 2, "2", "arXiv 2206.00927"),
+    Entry("dpm_solver_3", partial(exponential_rk, "eps", "dpm_solver_3", 3), "eps", "log_rho", 3, "3", "arXiv 2206.00927"),
+    Entry("dpmpp_2s", partial(exponential_rk, "data", "dpmpp_2s", 2), "data", "log_rho", 2, "2", "arXiv 2211.01095"),
+    Entry("dpmpp_3s", partial(exponential_rk, "data", "dpmpp_3s", 3), "data", "log_rho", 3, "3", "arXiv 2211.01095"),
     *(
         Entry(
             f"{name}_{order}s_published", partial(GridStages, form, order),
-            form, "log_rho", str(order), "1", f"arXiv {paper}, its stages at the grid's times; `solver=`",
+            form, "log_rho", order, "1", f"arXiv {paper}, its stages at the grid's times; `solver=`",
         )
         for name, form, paper in _DPM for order in _ORDERS
     ),
-    Entry("ancestral", partial(ddim, 1.0), "eps*", "any", "1, weak", "1", "DDPM, arXiv 2006.11239: `ddim` of eta = 1"),
-    Entry("renoise", renoise, "data", "any", "none", "1", "all the noise anew, arXiv 2303.01469, algorithm 1"),
+    Entry("ancestral", partial(ddim, 1.0), "eps*", "any", 1, "1", "DDPM, arXiv 2006.11239: `ddim` of eta = 1", weak=True),
+    Entry("renoise", renoise, "data", "any", None, "1", "all the noise anew, arXiv 2303.01469, algorithm 1"),
     Entry(
         "sde_dpmpp_1m", partial(adams, "data", "log_rho", 0, tau=1.0, name="sde_dpmpp_1m"),
-        "data", "any", "1, weak", "1", "SDE-DPM-Solver++ 1, arXiv 2211.01095",
+        "data", "any", 1, "1", "SDE-DPM-Solver++ 1, arXiv 2211.01095", weak=True,
     ),
     Entry(
         "sde_dpmpp_2m", partial(adams, "data", "log_rho", 1, tau=1.0, name="sde_dpmpp_2m"),
-        "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M, arXiv 2211.01095, exact",
+        "data", "log_rho", 2, "1", "SDE-DPM-Solver++ 2M, arXiv 2211.01095, exact", weak=True,
     ),
     Entry(
         "sde_dpmpp_2m_published", partial(dpm_multistep, form="data", order=2, tau=1.0),
-        "data", "log_rho", "2, weak", "1", "SDE-DPM-Solver++ 2M as libraries ship it; `solver=`",
+        "data", "log_rho", 2, "1", "SDE-DPM-Solver++ 2M as libraries ship it; `solver=`", weak=True,
     ),
     Entry(
         "sa_solver", partial(adams, "data", "log_rho", 1, 2, tau=1.0, name="sa_solver"),
-        "data", "log_rho", "2, weak", "1", "SA-Solver, arXiv 2309.05019; `tau=`, a rate or a function of t",
+        "data", "log_rho", 2, "1", "SA-Solver, arXiv 2309.05019; `tau=`, a rate or a function of t", weak=True,
     ),
 )  # fmt: skip
 
@@ -157,8 +195,8 @@ def find(name: str) -> tuple[Entry, tuple[Any, ...]]:
         For an unknown name; it lists the known ones.
     """
     for entry in REGISTRY:
-        if match := re.fullmatch(entry.pattern, name.replace("-", "_")):
-            return entry, tuple(int(part) if "<q>" in entry.name else part for part in match.groups())
+        if re.fullmatch(entry.pattern, name.replace("-", "_")):
+            return entry, entry.arguments(name)
     raise ValueError(f"method={name!r} is unknown; the known ones are {KNOWN}, or a function (sde, ts, grid) -> Plan")
 
 

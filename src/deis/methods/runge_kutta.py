@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,32 @@ from ..arguments import array, kind, one_of, shown
 from ..arrays import Array
 from ..sde import Schedule
 from .singlestep import SingleStep, Steps
+
+Tree = tuple[Any, ...]
+"""A rooted tree: those that hang from its root."""
+
+
+def _gamma(tree: Tree) -> int:
+    """Return the density of a tree: the product over its nodes of the number of nodes from each on."""
+    return _size(tree) * math.prod(map(_gamma, tree))
+
+
+def _size(tree: Tree) -> int:
+    return 1 + sum(map(_size, tree))
+
+
+def _grown(tree: Tree) -> Iterator[Tree]:
+    """Yield the trees with one more leaf."""
+    yield tuple(sorted((*tree, ())))
+    for i, branch in enumerate(tree):
+        for grown in _grown(branch):
+            yield tuple(sorted((*tree[:i], grown, *tree[i + 1 :])))
+
+
+_TREES: list[set[Tree]] = [{()}]
+"""The rooted trees of 1, 2, ..., 5 nodes."""
+for _ in range(4):
+    _TREES.append({grown for tree in _TREES[-1] for grown in _grown(tree)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +90,18 @@ class ButcherTableau:
     def c(self) -> Array:
         """The nodes, shape (s,)."""
         return np.minimum(self.a.sum(axis=1), 1.0)
+
+    @cached_property
+    def order(self) -> int:
+        """The order of convergence, up to 5: b . Phi(tree) = 1 / gamma(tree) for all rooted trees of so many nodes (Butcher)."""
+        order = 0
+        while order < 5 and all(abs(self.b @ self._phi(tree) - 1 / _gamma(tree)) < 1e-10 for tree in _TREES[order]):
+            order += 1
+        return order
+
+    def _phi(self, tree: Tree) -> Array:
+        """Return the elementary weights of the stages: a product over the root's branches."""
+        return np.prod([self.a @ self._phi(branch) for branch in tree], axis=0) * np.ones(len(self.b))
 
 
 def _square(a: Sequence[Sequence[float]] | Array, stages: int) -> Array:

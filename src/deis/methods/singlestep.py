@@ -27,7 +27,7 @@ class Steps(NamedTuple):
     c_p: Array
     """Shape (n, s, s), by stage: c_p[:, k, m] = 0 for m > k."""
     c_z: Array | None = None
-    """The deviation of the new noise of each stage, shape (n, s); c_x[k + 1] / c_x[k] carries on what earlier stages added."""
+    """The deviation of the new noise of each stage, shape (n, s); later stages have c_x[m] / c_x[k] times the noise of stage k."""
 
 
 StepBuilder = Callable[[Schedule, Array, Array], Steps]
@@ -107,33 +107,23 @@ Rows = dict[str, AnyArray]
 def _stage_rows(steps: Steps) -> Rows:
     """Lay steps that follow each other out: a row for every stage, of which the last accepts the state.
 
-    Without noise before its last stage a step is taken from base, which stays x_i. With such noise base is the state itself.
+    base stays x_i until then, but for the noise of a stage, which it gets at the scale of x_i.
     """
     n, s = steps.t.shape
-    c_z = np.zeros((n, s)) if steps.c_z is None else steps.c_z
-    last = np.full((n, s), np.arange(s) == s - 1) | c_z[:, :-1].any()
-    c_x, c_p = (steps.c_x, steps.c_p) if not c_z[:, :-1].any() else _from_stage_to_stage(steps)
-    newest_first = np.zeros((n, s, s))
+    c_p = np.zeros((n, s, s))
     for k in range(s):
-        newest_first[:, k, : k + 1] = c_p[:, k, k::-1]
+        c_p[:, k, : k + 1] = steps.c_p[:, k, k::-1]  # newest first
+    last = np.arange(s) == s - 1
     return {
         "t": steps.t.ravel(),
-        "keep_x": np.where(last, c_x, 1.0).ravel(),
-        "keep_p": np.where(last[..., None], newest_first, 0.0).reshape(n * s, s),
-        "keep_z": c_z.ravel(),
-        "next_x": np.where(last, 1.0, c_x).ravel(),
-        "next_p": np.where(last[..., None], 0.0, newest_first).reshape(n * s, s),
-        "accepts": np.tile(np.arange(s) == s - 1, n),
+        "keep_x": np.where(last, steps.c_x, 1.0).ravel(),
+        "keep_p": np.where(last[:, None], c_p, 0.0).reshape(n * s, s),
+        "keep_z": np.zeros(n * s) if steps.c_z is None else (steps.c_z / np.where(last, 1.0, steps.c_x)).ravel(),
+        "next_x": np.where(last, 1.0, steps.c_x).ravel(),
+        "next_p": np.where(last[:, None], 0.0, c_p).reshape(n * s, s),
+        "accepts": np.tile(last, n),
         "calls": np.ones(n * s, dtype=bool),
     }
-
-
-def _from_stage_to_stage(steps: Steps) -> tuple[Array, Array]:
-    """Return the factors with which each stage follows from the one before it, and not from x_i."""
-    c_x, c_p = steps.c_x.copy(), steps.c_p.copy()
-    c_x[:, 1:] /= steps.c_x[:, :-1]
-    c_p[:, 1:] -= c_x[:, 1:, None] * steps.c_p[:, :-1]
-    return c_x, c_p
 
 
 def _noise_row(sde: Schedule, t: float, up: float, noise: float) -> Rows:
