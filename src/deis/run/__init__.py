@@ -25,8 +25,20 @@ def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
         warnings.warn(
             f"the plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model is of {sde.name!r}, whose alpha "
             "and sigma differ at the plan's times; make or calibrate one for this model",
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def _told(model: Any, plan: Plan, predicts: str | None) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
+    """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does."""
+    model = model.conditional() if isinstance(model, Pretrained) else model
+    if not isinstance(model, Denoiser):
+        return model, "eps" if predicts is None else predicts, None
+    if not is_compiling():
+        _warn_of_schedule(plan, model.sde)
+    if predicts not in (None, model.predicts):
+        raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
+    return model, model.predicts, model.threshold
 
 
 def sample(
@@ -92,16 +104,7 @@ def sample(
         function("callback", callback, "i", "t", "x")
     for argument, value in {"trajectory": trajectory, "progress": progress, "check_finite": check_finite, "grad": grad}.items():
         flag(argument, value)
-    if isinstance(model, Pretrained):
-        model = model.conditional()
-    if isinstance(model, Denoiser):
-        if not is_compiling():
-            _warn_of_schedule(plan, model.sde)
-        if predicts not in (None, model.predicts):
-            raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
-        predicts, threshold = model.predicts, model.threshold
-    else:
-        predicts, threshold = "eps" if predicts is None else predicts, None
+    model, predicts, threshold = _told(model, plan, predicts)
     factors = conversions(plan, predicts, threshold is not None)
     if plan.stochastic and rng is None:
         raise ValueError(
