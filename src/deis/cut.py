@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .arguments import kind, number
+from .arrays import Array, Flags
 from .grids import VP_START, vp_time
 from .methods import make_plan
 from .model.predictions import Level
@@ -26,7 +26,6 @@ from .plan import Plan
 from .quadrature import lagrange
 from .sde import Schedule
 
-Array = NDArray[np.float64]
 _SAME = 1e-4  # relative, of noise levels that went through float32
 _ROWS = ("keep_x", "keep_p", "keep_z", "next_x", "next_p", "accepts", "calls", "guess")
 
@@ -171,7 +170,7 @@ def _check_part(plan: Plan, first: int, t: Array) -> None:
         )
 
 
-def _without_the_lost(weights: Array, i: int, own: Array, there: Array, calls: NDArray[np.bool_], first: int, moved: bool) -> Array:
+def _without_the_lost(weights: Array, i: int, own: Array, there: Array, calls: Flags, first: int, moved: bool) -> Array:
     """Return the weights of row i, newest prediction first, with those of the lost ones given to the polynomial through the others.
 
     own and there are the clocks of the predictions in the whole plan and in its part. A moved start takes the place of a

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..extras import needs
 
@@ -21,6 +20,7 @@ with needs("diffusers", "deis.adapters.diffusers"):
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
+from ..arrays import Array
 from ..cut import between, from_call
 from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
@@ -52,8 +52,6 @@ from .diffusers_config import (
     unread,
 )
 from .levels import FLOAT32
-
-Array = NDArray[np.float64]
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]

@@ -8,18 +8,17 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..extras import needs
 
 with needs("diffusers", "deis.adapters.diffusers_config"):
     import diffusers
 
+from ..arrays import Array
 from ..grids import distinct_integers
 from ..sde import FlowMatching, Schedule
 from .levels import with_data
 
-Array = NDArray[np.float64]
 Config = Mapping[str, Any]
 
 DPM, FLOW = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..extras import needs
 
@@ -15,6 +14,7 @@ with needs("torch", "deis.adapters.k_diffusion"):
     import torch
     from torch import Tensor
 
+from ..arrays import Array, Indices
 from ..cut import between
 from ..grids import make_grid
 from ..methods import Builder, make_plan
@@ -23,8 +23,6 @@ from ..plan import Plan
 from ..run import sample
 from ..sde import EDM, VPSDE, FlowMatching, Schedule
 from .levels import FLOAT32, with_data
-
-Array = NDArray[np.float64]
 
 _ROUNDING = 1e-4  # of noise levels that went through float32 and other people's formulas
 _FLOAT32 = 1e-6  # of noise levels that float32 alone tells apart
@@ -183,7 +181,7 @@ def _is_straight(model: Any, schedule: Schedule | None) -> bool:
     return isinstance(schedule, FlowMatching) if about is None else _is_a(about, "CONST")
 
 
-def _falling(sigmas: Tensor) -> tuple[Array, NDArray[np.intp]]:
+def _falling(sigmas: Tensor) -> tuple[Array, Indices]:
     """Return the different noise levels, and the place of each, the last of its run: a step of no length is no step."""
     given = np.asarray(sigmas.detach().cpu().double())
     if not (np.isfinite(given).all() and (given >= 0).all() and (given[1:] <= given[:-1] * (1 + _FLOAT32)).all()):
@@ -264,11 +262,11 @@ class _Wrapped:
         extra_args: dict[str, Any],
         callback: Callable[..., Any] | None,
         straight: bool,
-        places: NDArray[np.intp],
+        places: Indices,
     ) -> None:
         self.model, self.plan, self.extra_args, self.callback, self.straight = model, plan, extra_args, callback, straight
         starts = np.append(True, plan.accepts[:-1])
-        number: NDArray[np.intp] = np.cumsum(plan.accepts) - plan.accepts
+        number: Indices = np.cumsum(plan.accepts) - plan.accepts
         # The step that each evaluation begins, as the caller counts them; None for its later stages.
         self.steps = [
             i if first else None for i, first in zip(places[number[plan.calls]].tolist(), starts[plan.calls].tolist(), strict=True)
