@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
     from .model.guidance import classifier_free, classifier_guided, guided
     from .model.load import load_model
-    from .model.norm import measure_norm
     from .model.predictions import Denoiser, edm_preconditioned
     from .model.pretrained import Pretrained
     from .model.threshold import dynamic_threshold, static_threshold
+    from .norm import measure_norm
     from .plan import Plan, load_plan
     from .run import sample
     from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
@@ -70,10 +70,10 @@ _HOME = {
         "methods.runge_kutta": "TABLEAUX ButcherTableau rho_rk",
         "model.guidance": "classifier_free classifier_guided guided",
         "model.load": "load_model",
-        "model.norm": "measure_norm",
         "model.predictions": "Denoiser edm_preconditioned",
         "model.pretrained": "Pretrained",
         "model.threshold": "dynamic_threshold static_threshold",
+        "norm": "measure_norm",
         "plan": "Plan load_plan",
         "run": "sample",
         "sde": "EDM VESDE VPSDE FlowMatching Schedule SubVPSDE",

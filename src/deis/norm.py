@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..arguments import kind
-from ..plan import Plan
-from ..quadrature import Form
-from ..run import sample
-from ..sde import Schedule
-from .guidance import conditional
-from .predictions import Denoiser
-
-Array = NDArray[np.float64]
+from .arguments import kind
+from .arrays import Array
+from .model.guidance import conditional
+from .model.predictions import Denoiser
+from .plan import Plan
+from .quadrature import Form
+from .run import sample
+from .sde import Schedule
 
 
 @dataclass(frozen=True)
