@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import one_of
 from ...extras import needs
 from ...sde import VPSDE
 from ..pretrained import Pretrained
 from . import torch_files
-from .torch_files import Shapes
+from .torch_files import Shapes, StrPath
 
 _KIND = "a DDIM or PNDM checkpoint"
 
@@ -40,7 +41,7 @@ _ATTENTION_MATRIX = re.compile(r"\.(q|k|v|proj_out)\.weight$")
 
 
 def load_ddim(
-    path: str | os.PathLike[str],
+    path: StrPath,
     device: str | None = None,
     dtype: str = "float32",
     *,
@@ -57,10 +58,8 @@ def load_ddim(
     path : path
         What torch.save wrote: a state dict (`ema_*.ckpt`), or the list [weights, optimizer, epoch, step, averaged weights] of
         training (`ckpt.pth`), of which the averaged weights are taken, or where it has but four entries the first.
-    device : str, optional
-        Such as "cuda".
-    dtype : {"float32", "float64"}
-        The precision of the weights, and of the x that the model takes.
+    device, dtype
+        See `deis.load_model`.
     config : mapping, optional
         The code base's YAML file, as read; of it only the section `diffusion` is used, for a network that was trained with
         other betas than 1e-4 ... 0.02 in 1000 steps. The architecture is read off the weights.
@@ -77,7 +76,7 @@ def load_ddim(
         Where the file is not such a checkpoint, and it names the first key that differs; for an unknown dtype; for betas that
         are not linear.
     """
-    torch_files.check_dtype(dtype)
+    one_of("dtype", dtype, torch_files.DTYPES)
     return of_saved(torch_files.read(path), path, device, dtype, config=config, size=size)
 
 
@@ -88,13 +87,7 @@ def recognises(saved: Any) -> bool:
 
 
 def of_saved(
-    saved: Any,
-    path: str | os.PathLike[str],
-    device: str | None,
-    dtype: str,
-    *,
-    config: Mapping[str, Any] | None = None,
-    size: int | None = None,
+    saved: Any, path: StrPath, device: str | None, dtype: str, *, config: Mapping[str, Any] | None = None, size: int | None = None
 ) -> Pretrained:
     """Return the network of what was read from a file; see `load_ddim`."""
     sde = _schedule((config or {}).get("diffusion", {}))
@@ -118,7 +111,7 @@ def _schedule(about: Mapping[str, Any]) -> VPSDE:
     return VPSDE.discrete(np.cumprod(1 - np.linspace(about.get("beta_start", 1e-4), about.get("beta_end", 0.02), steps)))
 
 
-def _unwrap(saved: Any, path: str | os.PathLike[str]) -> tuple[Any, str]:
+def _unwrap(saved: Any, path: StrPath) -> tuple[Any, str]:
     """Return the weights to use of what a file holds, and their name for messages."""
     if not isinstance(saved, (list, tuple)):
         return saved, "the file"
@@ -131,12 +124,12 @@ def _unwrap(saved: Any, path: str | os.PathLike[str]) -> tuple[Any, str]:
     return saved[i], f"entry {i} of the list"
 
 
-def _network(found: Shapes, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
+def _network(found: Shapes, path: StrPath) -> tuple[Any, dict[str, str]]:
     """Return diffusers' module for these weights, without values, and the checkpoint's name of each of its own."""
     with needs("diffusers", _KIND):
         import torch
         from diffusers import UNet2DModel
-    options = _architecture(found, path)
+    options = _unet_options(found, path)
     with torch.device("meta"):
         unet = UNet2DModel(**options)
     levels = len(options["block_out_channels"])
@@ -156,15 +149,13 @@ def _name(key: str, levels: int) -> str:
     return key
 
 
-def _architecture(found: Shapes, path: str | os.PathLike[str]) -> dict[str, Any]:
+def _unet_options(found: Shapes, path: StrPath) -> dict[str, Any]:
     """Return the options of diffusers' module that the shapes of the weights imply."""
     conv1 = "down.{}.block.{}.conv1.weight".format
     levels = len(list(takewhile(lambda i: conv1(i, 0) in found, count())))
     layers = len(list(takewhile(lambda j: conv1(0, j) in found, count())))
-    for key in ("conv_in.weight", "conv_out.weight", *(conv1(i, 0) for i in range(max(levels, 1)))):
-        if len(found.get(key, ())) != 4 or found[key][0] < 1:
-            wrong = f"has {key!r} of shape {found[key]}" if key in found else f"lacks {key!r}"
-            raise ValueError(f"path={os.fspath(path)!r} is not {_KIND}: it {wrong}, and a convolution was expected there")
+    convolutions = ("conv_in.weight", "conv_out.weight", *(conv1(i, 0) for i in range(max(levels, 1))))
+    torch_files.check_convolutions(found, convolutions, path, _KIND)
     widths = tuple(found[conv1(i, 0)][0] for i in range(levels))
     for i, width in enumerate(widths):
         if width % 32:

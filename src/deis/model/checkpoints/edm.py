@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import one_of
 from ...foreign import labels_like
 from ...sde import EDM, VPSDE, Schedule
 from ..predictions import edm_preconditioned
@@ -17,12 +18,13 @@ from ..pretrained import Network, Pretrained
 from . import torch_files
 from .edm_names import KIND, adm, size_of, song
 from .score_sde import exploding
+from .torch_files import StrPath
 
 PRECONDITIONINGS = ("edm", "vp", "ve", "iddpm")
 
 
 def load_edm(
-    path: str | os.PathLike[str],
+    path: StrPath,
     device: str | None = None,
     dtype: str = "float32",
     *,
@@ -37,10 +39,8 @@ def load_edm(
     path : path
         The network's state dict (`net.state_dict()`), as safetensors or by torch.save; or, with `allow_pickle`, the published
         `.pkl`, of which `ema` is taken. Architecture, classes and size of the images are read off the weights.
-    device : str, optional
-        Such as "cuda".
-    dtype : {"float32", "float64"}
-        The precision of the weights, and of the x that the model takes.
+    device, dtype
+        See `deis.load_model`.
     preconditioning : {"edm", "vp", "ve", "iddpm"}, optional
         The class that wraps the network: by default "iddpm" where the file has its levels `u`, and "edm" otherwise, as all the
         networks have that the paper trained (`edm-*`); the files do not tell "vp" and "ve", the networks of Song et al.
@@ -65,7 +65,7 @@ def load_edm(
         For a pickle without allow_pickle, an unknown preconditioning or dtype, or where the file is not such a checkpoint, and it
         names the first key that differs.
     """
-    torch_files.check_dtype(dtype)
+    one_of("dtype", dtype, torch_files.DTYPES)
     saved = _unpickle(path, allow_pickle) if Path(path).suffix == ".pkl" else torch_files.read(path)
     return of_saved(saved, path, device, dtype, preconditioning=preconditioning, sigma_data=sigma_data)
 
@@ -76,21 +76,13 @@ def recognises(saved: Any) -> bool:
 
 
 def of_saved(
-    saved: Any,
-    path: str | os.PathLike[str],
-    device: str | None,
-    dtype: str,
-    *,
-    preconditioning: str | None = None,
-    sigma_data: float = 0.5,
+    saved: Any, path: StrPath, device: str | None, dtype: str, *, preconditioning: str | None = None, sigma_data: float = 0.5
 ) -> Pretrained:
     """Return the network of what was read from a file; see `load_edm`."""
     state = {key.removeprefix("model."): value for key, value in torch_files.weights(saved, "the file", path).items()}
     state.pop("map_augment.weight", None)  # of the labels of augmentation, which sampling leaves at 0
     levels = state.pop("u", None)
-    kind = preconditioning or ("edm" if levels is None else "iddpm")
-    if kind not in PRECONDITIONINGS:
-        raise ValueError(f"preconditioning={kind!r} is unknown; the known ones are {', '.join(map(repr, PRECONDITIONINGS))}")
+    kind = one_of("preconditioning", preconditioning or ("edm" if levels is None else "iddpm"), PRECONDITIONINGS)
     if kind == "iddpm" and levels is None:
         raise ValueError(f"preconditioning='iddpm' needs the levels 'u', which path={os.fspath(path)!r} lacks")
     filters = {key: value for key, value in state.items() if key.endswith("resample_filter")}
@@ -104,7 +96,7 @@ def of_saved(
     return Pretrained(net, sde, predicts, (found[f"enc.{size}x{size}_conv.weight"][1], size, size), classes, classes, scale)
 
 
-def _unpickle(path: str | os.PathLike[str], allow_pickle: bool) -> Any:
+def _unpickle(path: StrPath, allow_pickle: bool) -> Any:
     """Return the state dict of the averaged network in a pickle."""
     if not allow_pickle:
         raise ValueError(
@@ -155,7 +147,7 @@ def _raw(module: Any, classes: int | None) -> Network:
     return network
 
 
-def _has_fir(filters: Mapping[str, Any], path: str | os.PathLike[str]) -> bool:
+def _has_fir(filters: Mapping[str, Any], path: StrPath) -> bool:
     """Tell whether the resolution changes through the filter [1, 3, 3, 1], and not [1, 1]; every resampling has its own copy."""
     taps = {tuple(np.asarray(value)[0, 0, 0] / np.asarray(value)[0, 0, 0, 0]) for value in filters.values()}
     if taps - {(1.0, 3.0, 3.0, 1.0)} and taps - {(1.0, 1.0)}:

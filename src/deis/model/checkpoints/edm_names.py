@@ -10,7 +10,7 @@ from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 from ...extras import needs
-from .torch_files import Shapes
+from .torch_files import Shapes, StrPath, check_convolutions
 
 if TYPE_CHECKING:
     from .ncsnpp import Architecture
@@ -51,7 +51,7 @@ class Source:
 Sources = dict[str, Source]
 
 
-def size_of(found: Shapes, path: str | os.PathLike[str]) -> int:
+def size_of(found: Shapes, path: StrPath) -> int:
     """Return the size of the images, which is in the names of the first convolution."""
     for key in found:
         match = re.fullmatch(r"enc\.(\d+)x\1_conv\.weight", key)
@@ -60,25 +60,22 @@ def size_of(found: Shapes, path: str | os.PathLike[str]) -> int:
     raise ValueError(f"path={os.fspath(path)!r} is not {KIND}: it lacks a convolution 'model.enc.<size>x<size>_conv.weight'")
 
 
-def _levels(found: Shapes, size: int, path: str | os.PathLike[str]) -> tuple[tuple[int, ...], int, tuple[bool, ...]]:
+def _encoder(found: Shapes, size: int, path: StrPath) -> tuple[tuple[int, ...], int, tuple[bool, ...]]:
     """Return the widths, the blocks of each level and which levels have attention."""
     conv = "enc.{0}x{0}_block{1}.conv0.weight".format
     sizes = list(takewhile(lambda r: conv(r, 0) in found, (size >> i for i in range(size.bit_length()))))
     blocks = len(list(takewhile(lambda j: conv(size, j) in found, count())))
-    for key in map(conv, sizes or [size], [0] * (len(sizes) or 1)):
-        if len(found.get(key, ())) != 4:
-            wrong = f"has {key!r} of shape {found[key]}" if key in found else f"lacks {key!r}"
-            raise ValueError(f"path={os.fspath(path)!r} is not {KIND}: it {wrong}, and a convolution was expected there")
+    check_convolutions(found, (conv(r, 0) for r in sizes or [size]), path, KIND)
     return tuple(found[conv(r, 0)][0] for r in sizes), blocks, tuple(f"enc.{r}x{r}_block0.qkv.weight" in found for r in sizes)
 
 
-def song(found: Shapes, size: int, fir: bool, path: str | os.PathLike[str]) -> tuple[Any, Sources]:
+def song(found: Shapes, size: int, fir: bool, path: StrPath) -> tuple[Any, Sources]:
     """Return the module of a DDPM++ or NCSN++, without values, and where each of its weights is in the file."""
     import torch
 
     from .ncsnpp import Architecture, Attention, NCSNpp
 
-    widths, blocks, attends = _levels(found, size, path)
+    widths, blocks, attends = _encoder(found, size, path)
     c_out, c_in = found[f"enc.{size}x{size}_conv.weight"][:2]
     half = f"enc.{size // 2}x{size // 2}_aux_"
     architecture = Architecture(
@@ -102,10 +99,8 @@ def song(found: Shapes, size: int, fir: bool, path: str | os.PathLike[str]) -> t
         name = name if isinstance(module, Attention) else next(names)  # attention is part of the block before it
         for key, value in module.state_dict().items():
             sources[f"all_modules.{i}.{key}"] = _song_source(name, key, tuple(value.shape), isinstance(module, Attention))
-    for key, value in network.state_dict().items():
-        if key.startswith("map_label."):
-            sources[key] = Source(key, tuple(value.shape))
-    return network, sources
+    labels = {key: tuple(value.shape) for key, value in network.state_dict().items() if key.startswith("map_label.")}
+    return network, sources | {key: Source(key, shape) for key, shape in labels.items()}
 
 
 def _song_order(a: Architecture, size: int) -> Iterator[str]:
@@ -152,12 +147,12 @@ def _projection(name: str, c: int, heads: int, part: int | None, weight: bool, *
     return Source(name, (rows, c, 1, 1) if weight else (rows,), take)
 
 
-def adm(found: Shapes, size: int, path: str | os.PathLike[str]) -> tuple[Any, Sources]:
+def adm(found: Shapes, size: int, path: StrPath) -> tuple[Any, Sources]:
     """Return diffusers' module of an ADM network (Dhariwal & Nichol, arXiv 2105.05233), and where each weight is in the file."""
     with needs("diffusers", "an ADM network"):
         import torch
         from diffusers import UNet2DModel
-    widths, blocks, attends = _levels(found, size, path)
+    widths, blocks, attends = _encoder(found, size, path)
     if any(width % _HEAD or width < 128 for width in widths):
         raise ValueError(
             f"path={os.fspath(path)!r} has channels {widths}, and an ADM network has multiples of {_HEAD} from 128 up, in 32 groups"

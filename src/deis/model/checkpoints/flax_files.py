@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...extras import needs
 from . import torch_files
-from .torch_files import Shapes
+from .torch_files import Shapes, StrPath
 
 if TYPE_CHECKING:
     from .ncsnpp import Architecture
@@ -31,14 +31,14 @@ _CLASSES = {
 _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: Flax has the channels in and out last, PyTorch out and in first
 
 
-def is_flax(path: str | os.PathLike[str]) -> bool:
+def is_flax(path: StrPath) -> bool:
     """Tell whether a file begins like a mapping in MessagePack, as `flax.training.checkpoints` writes; torch.save never does."""
     with Path(path).open("rb") as file:
         first = file.read(1)
     return first != b"" and (0x80 < first[0] < 0x90 or first[0] in (0xDE, 0xDF))
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read(path: StrPath) -> dict[str, Any]:
     """Return the nested mappings of arrays that Flax wrote.
 
     Raises
@@ -56,7 +56,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"path={os.fspath(path)!r} cannot be read as Flax's MessagePack: {error}") from None
 
 
-def weights(params: Mapping[str, Any], path: str | os.PathLike[str], size: int | None) -> dict[str, Any]:
+def weights(params: Mapping[str, Any], path: StrPath, size: int | None) -> dict[str, Any]:
     """Return `params_ema` by the names of the network in PyTorch.
 
     Raises
@@ -72,7 +72,7 @@ def weights(params: Mapping[str, Any], path: str | os.PathLike[str], size: int |
     arrays = dict(_flat(params, path))
     found = torch_files.shapes_of(arrays)
     with torch.device("meta"):
-        network = NCSNpp(_architecture(found, path, size))
+        network = NCSNpp(_flax_architecture(found, path, size))
     names = _names(network)
     shapes = torch_files.shapes_of(network.state_dict())
     expected = {name: tuple(shapes[key][i] for i in _inverse(name, len(shapes[key]))) for key, name in names.items()}
@@ -84,7 +84,7 @@ def weights(params: Mapping[str, Any], path: str | os.PathLike[str], size: int |
     return state
 
 
-def _flat(params: Any, path: str | os.PathLike[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(params: Any, path: StrPath, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in params.items():
         if isinstance(value, Mapping):
             yield from _flat(value, path, f"{prefix}{key}/")
@@ -124,17 +124,15 @@ def _leaf(key: str, ndim: int) -> str:
     return f"{head}/{name}" if head else name
 
 
-def _architecture(found: Shapes, path: str | os.PathLike[str], size: int | None) -> Architecture:
+def _flax_architecture(found: Shapes, path: StrPath, size: int | None) -> Architecture:
     """Return what the weights imply, with attention at 16 x 16."""
     from .ncsnpp import Architecture
 
     kinds = Counter(module.rpartition("_")[0] for module in {name.partition("/")[0] for name in found})
     residual = "ResnetBlockBigGANpp_{}/{}".format
     count = kinds["ResnetBlockBigGANpp"]
-    for name in ("Conv_0/kernel", *(residual(i, "Conv_0/kernel") for i in range(max(count, 1)))):
-        if len(found.get(name, ())) != 4:
-            wrong = f"has {name!r} of shape {found[name]}" if name in found else f"lacks {name!r}"
-            raise ValueError(f"path={os.fspath(path)!r} is not {_KIND}: it {wrong}, and a convolution was expected there")
+    convolutions = ("Conv_0/kernel", *(residual(i, "Conv_0/kernel") for i in range(max(count, 1))))
+    torch_files.check_convolutions(found, convolutions, path, _KIND)
     resampling = [
         residual(i, "Conv_2/kernel") in found and found[residual(i, "Conv_0/kernel")][2] == found[residual(i, "Conv_0/kernel")][3]
         for i in range(count)

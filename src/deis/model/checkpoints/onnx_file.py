@@ -13,6 +13,7 @@ from ...extras import needs
 from ...foreign import is_torch, like
 from ...sde import Schedule
 from ..pretrained import Pretrained
+from .torch_files import StrPath
 
 _DTYPES = {
     "tensor(float16)": np.float16,
@@ -24,7 +25,7 @@ _DTYPES = {
 
 
 def load_onnx(
-    path: str | os.PathLike[str],
+    path: StrPath,
     device: str | None = None,
     *,
     sde: Schedule | None = None,
@@ -71,13 +72,7 @@ def load_onnx(
             f"path={os.fspath(path)!r}: ONNX does not tell how a network was trained; give sde=, such as deis.VPSDE.linear()"
         )
     session = _session(path, device)
-    inputs = session.get_inputs()
-    expected = 2 if num_classes is None else 3
-    if len(inputs) != expected or any(put.type not in _DTYPES for put in inputs):
-        raise ValueError(
-            f"path={os.fspath(path)!r} has the inputs {[f'{put.name}: {put.type}' for put in inputs]}, and "
-            f"{'x and t' if expected == 2 else 'x, t and labels'} were expected; give num_classes= for a network with labels"
-        )
+    inputs = _inputs(session, path, num_classes)
     shape = tuple(shape or inputs[0].shape[1:])
     if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
         raise ValueError(
@@ -94,11 +89,23 @@ def load_onnx(
     return Pretrained(net, sde, predicts, shape, num_classes, null_class, time_scale)
 
 
+def _inputs(session: Any, path: StrPath, num_classes: int | None) -> list[Any]:
+    """Return the inputs of a network, which must be x, t and, with classes, labels."""
+    inputs: list[Any] = session.get_inputs()
+    expected = 2 if num_classes is None else 3
+    if len(inputs) != expected or any(put.type not in _DTYPES for put in inputs):
+        raise ValueError(
+            f"path={os.fspath(path)!r} has the inputs {[f'{put.name}: {put.type}' for put in inputs]}, and "
+            f"{'x and t' if expected == 2 else 'x, t and labels'} were expected; give num_classes= for a network with labels"
+        )
+    return inputs
+
+
 def _host(x: Any) -> np.ndarray:
     return np.asarray(x.detach().cpu() if is_torch(x) else x)
 
 
-def _session(path: str | os.PathLike[str], device: str | None) -> Any:
+def _session(path: StrPath, device: str | None) -> Any:
     with needs("onnx", "a network in ONNX"):
         import onnxruntime
     wanted = "CPUExecutionProvider" if device in (None, "cpu") else f"{device.partition(':')[0].upper()}ExecutionProvider"

@@ -10,19 +10,22 @@ from ...extras import needs
 from ...foreign import labels_like
 from ...sde import VPSDE, FlowMatching, Schedule
 from ..pretrained import Network, Pretrained
+from .torch_files import StrPath, for_sampling
+
+FLOW = "FlowMatchEulerDiscreteScheduler"
+PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+"""What diffusers calls a prediction_type -> what it predicts."""
 
 
-def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype: str = "float32") -> Pretrained:
+def load_pipeline(spec: StrPath, device: str | None = None, dtype: str = "float32") -> Pretrained:
     """Load the network of a pipeline of diffusers, with its schedule and its prediction from the pipeline's scheduler.
 
     Parameters
     ----------
     spec : path or str
         A folder with a `model_index.json`, or the name of one on the hub, such as "google/ddpm-cifar10-32".
-    device : str, optional
-        Such as "cuda".
-    dtype : {"float32", "float64"}
-        The precision of the weights, and of the x that the model takes.
+    device, dtype
+        See `deis.load_model`.
 
     Returns
     -------
@@ -48,8 +51,7 @@ def load_pipeline(spec: str | os.PathLike[str], device: str | None = None, dtype
         raise ValueError(f"spec={os.fspath(spec)!r} is no pipeline that diffusers can load: {error!r}") from error
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            # diffusers' own `to` warns of casts, for the sake of half precision
-            torch.nn.Module.to(part, device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
+            for_sampling(part, device, dtype)
     return of_pipeline(pipe)
 
 
@@ -75,8 +77,6 @@ def of_pipeline(pipe: Any) -> Pretrained:
 
 def _schedule(scheduler: Any) -> tuple[Schedule, str, float]:
     """Return the noise schedule, what the network predicts, and its unit of time."""
-    from ...adapters.diffusers_config import FLOW, PREDICTS
-
     config = scheduler.config
     if type(scheduler).__name__ == FLOW:
         return FlowMatching(), "flow", float(config.num_train_timesteps)
@@ -94,23 +94,12 @@ Parts = tuple[Network, int | None, int | None, Callable[[Any], tuple[Any, Any]] 
 """net(x, t, labels), the number of classes, the label for none, and what makes conditions of other labels."""
 
 
-def _of_images(pipe: Any, unet: Any) -> Parts:
-    classes = unet.config.num_class_embeds
-
+def _by_class(network: Any) -> Network:
     def net(x: Any, t: Any, labels: Any) -> Any:
-        return unet(x, t, labels_like(labels, x), return_dict=False)[0][:, : x.shape[1]]  # a variance may follow
-
-    return net, classes, None, None
-
-
-def _of_classes(pipe: Any, transformer: Any) -> Parts:
-    classes = transformer.config.num_embeds_ada_norm
-
-    def net(x: Any, t: Any, labels: Any) -> Any:
-        output = transformer(x, timestep=t, class_labels=labels_like(labels, x), return_dict=False)[0]
+        output = network(x, timestep=t, class_labels=labels_like(labels, x), return_dict=False)[0]
         return output[:, : x.shape[1]]  # a variance may follow
 
-    return net, classes, classes, None
+    return net
 
 
 def _of_text(pipe: Any, unet: Any) -> Parts:
@@ -131,8 +120,8 @@ def _of_text(pipe: Any, unet: Any) -> Parts:
 
 
 _KINDS: dict[str, Callable[[Any, Any], Parts]] = {
-    "UNet2DModel": _of_images,
-    "DiTTransformer2DModel": _of_classes,
+    "UNet2DModel": lambda pipe, unet: (_by_class(unet), unet.config.num_class_embeds, None, None),
+    "DiTTransformer2DModel": lambda pipe, dit: (_by_class(dit), *[dit.config.num_embeds_ada_norm] * 2, None),
     "UNet2DConditionModel": _of_text,
 }
 

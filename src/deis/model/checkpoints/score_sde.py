@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...arguments import one_of
 from ...sde import VESDE, VPSDE, SubVPSDE
 from ..pretrained import Network, Pretrained
 from . import flax_files, torch_files
-from .torch_files import Shapes
+from .torch_files import Shapes, StrPath
 
 if TYPE_CHECKING:
     from .ncsnpp import Architecture
@@ -19,7 +20,7 @@ _KIND = "a checkpoint of DDPM++ or NCSN++"
 
 
 def load_score_sde(
-    path: str | os.PathLike[str], device: str | None = None, dtype: str = "float32", *, sde: str = "vp", size: int | None = None
+    path: StrPath, device: str | None = None, dtype: str = "float32", *, sde: str = "vp", size: int | None = None
 ) -> Pretrained:
     r"""Load DDPM++ or NCSN++ as trained in continuous time by Song et al. (arXiv 2011.13456), in PyTorch or in JAX.
 
@@ -33,10 +34,8 @@ def load_score_sde(
         What training wrote. In PyTorch (`checkpoint_8.pth`) a dict of `model` (weights), `ema` (averaged weights, which are
         taken), `optimizer` and `step`; in JAX (`checkpoint_8`) Flax's MessagePack of the same, with `params_ema`. The
         architecture is read off the weights.
-    device : str, optional
-        Such as "cuda".
-    dtype : {"float32", "float64"}
-        The precision of the weights, and of the x that the model takes.
+    device, dtype
+        See `deis.load_model`.
     sde : {"vp", "subvp", "ve"}
         What it was trained on, as the published folders are called. VP and sub-VP have beta from 0.1 to 20. VE has sigma from
         0.01 to 50 for data in [0, 1], unless the file has other levels. A file does not tell VP from sub-VP, nor training in
@@ -64,7 +63,7 @@ def load_score_sde(
     sqrt 2, sums for the skips from the input, and a blur at changes of resolution where the image joins on the way down or up
     (NCSN++) but none elsewhere (DDPM++). The older networks `ddpm`, `ncsn` and `ncsnv2` of that code base are refused.
     """
-    torch_files.check_dtype(dtype)
+    one_of("dtype", dtype, torch_files.DTYPES)
     saved = flax_files.read(path) if flax_files.is_flax(path) else torch_files.read(path)
     return of_saved(saved, path, device, dtype, sde=sde, size=size)
 
@@ -74,18 +73,9 @@ def recognises(saved: Any) -> bool:
     return isinstance(saved, Mapping) and ("params_ema" in saved or {"model", "ema"} <= set(saved))
 
 
-def of_saved(
-    saved: Any,
-    path: str | os.PathLike[str],
-    device: str | None,
-    dtype: str,
-    *,
-    sde: str = "vp",
-    size: int | None = None,
-) -> Pretrained:
+def of_saved(saved: Any, path: StrPath, device: str | None, dtype: str, *, sde: str = "vp", size: int | None = None) -> Pretrained:
     """Return the network of what was read from a file; see `load_score_sde`."""
-    if sde not in ("vp", "subvp", "ve"):
-        raise ValueError(f"sde={sde!r} is unknown; the known ones are 'vp', 'subvp', 've'")
+    one_of("sde", sde, ("vp", "subvp", "ve"))
     levels = (0.01, 50.0)
     if isinstance(saved, Mapping) and "params_ema" in saved:
         state = flax_files.weights(saved["params_ema"], path, size)
@@ -126,7 +116,7 @@ def exploding(network: Network, low: float, high: float) -> tuple[VESDE, Network
     return sde, net
 
 
-def _parts(saved: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Any], Any]:
+def _parts(saved: Any, path: StrPath) -> tuple[dict[str, Any], list[Any], Any]:
     """Return the last weights by their names, the list of averaged ones, and the training levels of sigma."""
     try:
         state = torch_files.weights(saved["model"], "entry 'model'", path)
@@ -138,7 +128,7 @@ def _parts(saved: Any, path: str | os.PathLike[str]) -> tuple[dict[str, Any], li
         ) from None
 
 
-def _averaged(state: Mapping[str, Any], averages: list[Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+def _averaged(state: Mapping[str, Any], averages: list[Any], path: StrPath) -> dict[str, Any]:
     """Return the averaged weights by their names.
 
     The averages are in the order of the weights, without the frequencies of Fourier features, which are not trained.
@@ -155,20 +145,20 @@ def _averaged(state: Mapping[str, Any], averages: list[Any], path: str | os.Path
     return {**state, **dict(zip(trained, averages, strict=True))}
 
 
-def _network(found: Shapes, path: str | os.PathLike[str]) -> Any:
+def _network(found: Shapes, path: StrPath) -> Any:
     """Return the network of these weights, without values."""
     import torch
 
     from .ncsnpp import NCSNpp
 
-    architecture = _architecture(_modules(found, path), path)
+    architecture = _torch_architecture(_modules(found, path), path)
     with torch.device("meta"):
         network = NCSNpp(architecture)
     torch_files.check(found, torch_files.shapes_of(network.state_dict()), path, _KIND)
     return network
 
 
-def _modules(found: Shapes, path: str | os.PathLike[str]) -> list[dict[str, tuple[int, ...]]]:
+def _modules(found: Shapes, path: StrPath) -> list[dict[str, tuple[int, ...]]]:
     """Return for each of `all_modules` the shapes of its weights."""
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, shape in found.items():
@@ -180,7 +170,7 @@ def _modules(found: Shapes, path: str | os.PathLike[str]) -> list[dict[str, tupl
     return [modules[number] for number in sorted(modules, key=int)]
 
 
-def _kind(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _kind(shapes: Shapes) -> str:
     """Return what a module is, by the names and shapes of its weights."""
     if "NIN_0.W" in shapes and "GroupNorm_1.weight" not in shapes:
         return "attention"
@@ -193,7 +183,7 @@ def _kind(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return {1: "norm", 4: "conv"}.get(len(shapes.get("weight", ())), "other")
 
 
-def _architecture(modules: list[dict[str, tuple[int, ...]]], path: str | os.PathLike[str]) -> Architecture:
+def _torch_architecture(modules: Sequence[Shapes], path: StrPath) -> Architecture:
     """Return what the modules imply; what does not follow from it is for the comparison of all shapes to find."""
     from .ncsnpp import Architecture
 

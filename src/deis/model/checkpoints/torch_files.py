@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...extras import needs
 
+DTYPES = ("float32", "float64")
+"""The precisions that networks are loaded in."""
 Shapes = Mapping[str, tuple[int, ...]]
+StrPath = str | os.PathLike[str]
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: StrPath) -> Any:
     """Return what torch.save or safetensors wrote, on the CPU; only tensors and plain containers, so that no file can run code.
 
     Raises
@@ -36,7 +39,7 @@ def read(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"path={os.fspath(path)!r} is not a file of tensors that torch.save wrote: {reason}") from None
 
 
-def _read_safetensors(path: str | os.PathLike[str]) -> Any:
+def _read_safetensors(path: StrPath) -> Any:
     with needs("torch", "a checkpoint in safetensors"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -47,7 +50,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"path={os.fspath(path)!r} cannot be read as safetensors: {error}") from None
 
 
-def weights(saved: Any, part: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+def weights(saved: Any, part: str, path: StrPath) -> dict[str, Any]:
     """Return a state dict by the names of its tensors, without the `module.` that `torch.nn.DataParallel` puts before them.
 
     Raises
@@ -63,7 +66,7 @@ def weights(saved: Any, part: str, path: str | os.PathLike[str]) -> dict[str, An
     return {key.removeprefix("module."): value for key, value in saved.items()}
 
 
-def size_of(attends: Sequence[bool], path: str | os.PathLike[str]) -> int:
+def size_of(attends: Sequence[bool], path: StrPath) -> int:
     """Return the size of the images with which the first level that has attention is at 16 x 16.
 
     Raises
@@ -81,7 +84,7 @@ def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-def check(found: Shapes, expected: Shapes, path: str | os.PathLike[str], kind: str) -> None:
+def check(found: Shapes, expected: Shapes, path: StrPath, kind: str) -> None:
     """Raise ValueError, naming the first key, unless the file has the keys and shapes of the network and no others."""
     for key in (*expected, *found):
         if key not in found:
@@ -95,15 +98,25 @@ def check(found: Shapes, expected: Shapes, path: str | os.PathLike[str], kind: s
         raise ValueError(f"path={os.fspath(path)!r} is not {kind}: it {wrong}; use the loader of the code base that wrote it")
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise ValueError for a precision that the loaders do not know."""
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r} is unknown; the known ones are 'float32', 'float64'")
+def check_convolutions(found: Shapes, keys: Iterable[str], path: StrPath, kind: str) -> None:
+    """Raise ValueError, naming the first key, unless the file has a convolution by each of these names."""
+    for key in keys:
+        if len(found.get(key, ())) != 4 or 0 in found[key]:
+            wrong = f"has {key!r} of shape {found[key]}" if key in found else f"lacks {key!r}"
+            raise ValueError(f"path={os.fspath(path)!r} is not {kind}: it {wrong}, and a convolution was expected there")
+
+
+def for_sampling(network: Any, device: str | None, dtype: str) -> Any:
+    """Return a network on the device and in the precision, without dropout or gradients."""
+    import torch
+
+    # not by a `to` of its own: that of diffusers warns of casts, for the sake of half precision
+    return torch.nn.Module.to(network, device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
 
 
 def fill(network: Any, state: Mapping[str, Any], device: str | None, dtype: str) -> Any:
-    """Return a network that was made on the meta device with these weights, for sampling: without dropout or gradients."""
+    """Return a network that was made on the meta device with these weights, for sampling."""
     import torch
 
     network.load_state_dict({key: value.to(getattr(torch, dtype)) for key, value in state.items()}, assign=True)
-    return network.to(device or "cpu").eval().requires_grad_(False)
+    return for_sampling(network, device, dtype)
