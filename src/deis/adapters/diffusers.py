@@ -26,6 +26,7 @@ from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
 from ..methods.layout import Builder, StagedBuilder
 from ..methods.published import GridStages
+from ..model.checkpoints.pipelines import FLOW, PREDICTS
 from ..model.threshold import dynamic_threshold, static_threshold
 from ..plan import Plan
 from ..run.stepwise import Stepwise
@@ -33,9 +34,7 @@ from ..sde import VPSDE, Schedule
 from .diffusers_config import (
     DPM,
     FAMILIES,
-    FLOW,
     NOT_OF_FLOW,
-    PREDICTS,
     SHORT,
     UNSUPPORTED,
     WHEN_SHORT,
@@ -45,9 +44,9 @@ from .diffusers_config import (
     known_keys,
     levels_asked,
     names_spacing,
-    schedule_of,
+    scheduler_of,
+    sde_of,
     signature,
-    source,
     time_of_sigmas,
     unread,
 )
@@ -146,10 +145,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         _check_spacing(self.config)
         if plan is not None and is_flow(self.config):
             self.register_to_config(use_flow_sigmas=True)  # tells pipelines to pass no sigmas of their own
-        kind = source(self.config)
+        scheduler = scheduler_of(self.config)
         if not is_flow(self.config):
-            self.betas, self.alphas, self.alphas_cumprod = kind.betas, kind.alphas, kind.alphas_cumprod
-        self.sde: Schedule = schedule_of(self.config, kind)
+            self.betas, self.alphas, self.alphas_cumprod = scheduler.betas, scheduler.alphas, scheduler.alphas_cumprod
+        self.sde: Schedule = sde_of(self.config, scheduler)
         self._given = None if plan is None else Plan.from_document(plan)
         self._shift = 0.0 if is_flow(self.config) else 1.0 if self._given is None else self._shift_of(self._given)
         self._predicts = "flow" if times == FLOW else PREDICTS[prediction_type]
@@ -157,7 +156,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._builder(0)  # refuses what is unknown
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
-        self.timesteps = torch.as_tensor(kind.timesteps)
+        self.timesteps = torch.as_tensor(scheduler.timesteps)
         self._times = np.empty(0)
         self._values: list[float] = []
         self.sigmas = torch.zeros(0)
@@ -438,12 +437,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return sample
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        generator: Any = None,
-        return_dict: bool = True,
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
         """Do the row of the plan whose evaluation this is.
 

@@ -16,12 +16,13 @@ with needs("diffusers", "deis.adapters.diffusers_config"):
 
 from ..arrays import Array
 from ..grids import distinct_integers
+from ..model.checkpoints.pipelines import FLOW
 from ..sde import FlowMatching, Schedule
 from .levels import with_data
 
 Config = Mapping[str, Any]
 
-DPM, FLOW = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
+DPM = "DPMSolverMultistepScheduler"
 # What says where the times lie, and nothing of the method.
 _SPACING = frozenset(
     """
@@ -30,8 +31,7 @@ _SPACING = frozenset(
     use_beta_sigmas use_lu_lambdas use_flow_sigmas flow_shift shift use_dynamic_shifting time_shift_type shift_terminal
     """.split()  # noqa: SIM905
 )
-PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_LEVEL_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 _ROUNDING = 1e-5  # of noise levels in float32, relative
 NOT_OF_FLOW = (
     "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset",
@@ -138,11 +138,11 @@ FAMILIES: dict[str, Family] = {
     "LMSDiscreteScheduler": Family(_fixed("lms4"), _EULER),
     "HeunDiscreteScheduler": Family(_fixed("edm_heun"), _HEUN),
     "KDPM2DiscreteScheduler": Family(_fixed("dpm_solver_2"), _EULER),
-    "DPMSolverMultistepScheduler": Family(_dpm, DPM),
+    DPM: Family(_dpm, DPM),
     "DPMSolverSinglestepScheduler": Family(_singlestep, DPM),
     "DEISMultistepScheduler": Family(_deis, DPM),
     "UniPCMultistepScheduler": Family(_unipc, "UniPCMultistepScheduler"),
-    "FlowMatchEulerDiscreteScheduler": Family(_flow_euler, FLOW),
+    FLOW: Family(_flow_euler, FLOW),
 }
 
 # What no plan can do, and the values that ask for nothing.
@@ -174,7 +174,7 @@ def known_keys() -> frozenset[str]:
     return frozenset().union(*map(parameters, FAMILIES))
 
 
-def source(config: Config, name: str | None = None) -> Any:
+def scheduler_of(config: Config, name: str | None = None) -> Any:
     """Return the scheduler of diffusers that holds the betas of a configuration, or the one of a name, with its settings.
 
     Raises
@@ -197,14 +197,14 @@ def source(config: Config, name: str | None = None) -> Any:
     return made
 
 
-def schedule_of(config: Config, kind: Any) -> Schedule:
+def sde_of(config: Config, scheduler: Any) -> Schedule:
     """Return the noise schedule: flow matching, t = sigma; or that of alphas_cumprod, t = timestep + 1, and t = 0 the data.
 
     Where the levels start beyond the training's, at sigma_max, that is a further time, N + 1.
     """
     if is_flow(config):
         return FlowMatching(shift=float(config.get("shift" if config["times"] == FLOW else "flow_shift") or 1.0))
-    abar, most = kind.alphas_cumprod.double().numpy(), config.get("sigma_max")
+    abar, most = scheduler.alphas_cumprod.double().numpy(), config.get("sigma_max")
     if levels_asked(config) and most is not None and 1 / (1 + most**2) < abar[-1]:
         abar = np.append(abar, 1 / (1 + most**2))
     return with_data(abar)
@@ -217,7 +217,7 @@ def is_flow(config: Config) -> bool:
 
 def levels_asked(config: Config) -> list[str]:
     """Return the settings that space noise levels in place of times."""
-    return [name for name in _LEVELS if config.get(name)]
+    return [name for name in _LEVEL_SPACINGS if config.get(name)]
 
 
 def spacing_of(config: Config) -> str:
@@ -246,35 +246,35 @@ def ends_at_data(config: Config) -> bool:
 
 def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas: Any = None) -> Array:
     """Return the times that diffusers' scheduler of the configuration takes for so many steps, and the end; shape (steps + 1,)."""
-    kind = source(config, spacing_of(config))
+    scheduler = scheduler_of(config, spacing_of(config))
     options = {"mu": mu} if config.get("use_dynamic_shifting") and mu is not None else {}
     if is_flow(config):
-        kind.set_timesteps(**({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), **options)
-        return np.append(kind.sigmas[: len(kind.timesteps)].double().numpy(), 0.0)
-    kind.set_timesteps(steps, **options)
+        scheduler.set_timesteps(**({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), **options)
+        return np.append(scheduler.sigmas[: len(scheduler.timesteps)].double().numpy(), 0.0)
+    scheduler.set_timesteps(steps, **options)
     if levels_asked(config):
-        return time_of_sigmas(sde, _levels(kind, sde, steps, ends_at_data(config)))
+        return time_of_sigmas(sde, _sigmas_of(scheduler, sde, steps, ends_at_data(config)))
     end = 0.0 if ends_at_data(config) else 1.0
-    ts = np.append(_once(kind, kind.timesteps)[:steps] + 1, end)
+    ts = np.append(_once(scheduler, scheduler.timesteps)[:steps] + 1, end)
     if (np.diff(ts) < 0).all():
         return ts
     return distinct_integers(ts - end, int(config["num_train_timesteps"] + 1 - end)) + end
 
 
-def _once(kind: Any, values: Any) -> Array:
+def _once(scheduler: Any, values: Any) -> Array:
     """Return what a scheduler has set, without the second entry of Heun's for all but the first."""
     array: Array = values.double().numpy()
-    return array[[0, *range(1, len(array), 2)]] if type(kind).__name__ == _HEUN else array
+    return array[[0, *range(1, len(array), 2)]] if type(scheduler).__name__ == _HEUN else array
 
 
-def _levels(kind: Any, sde: Schedule, steps: int, clean: bool) -> Array:
+def _sigmas_of(scheduler: Any, sde: Schedule, steps: int, clean: bool) -> Array:
     """Return the noise levels that a scheduler has set; one that it repeats at the end would waste an evaluation."""
-    sigmas = _once(kind, kind.sigmas).copy()
+    sigmas = _once(scheduler, scheduler.sigmas).copy()
     if not clean and sigmas[-1] == 0:
         sigmas[-1] = sde.rho(1.0)
     if sigmas[-1] >= (1 - _ROUNDING) * sigmas[-2]:
-        kind.set_timesteps(steps + 1)
-        sigmas = _once(kind, kind.sigmas)[:-1]
+        scheduler.set_timesteps(steps + 1)
+        sigmas = _once(scheduler, scheduler.sigmas)[:-1]
     return sigmas
 
 
