@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from .methods import get_method, make_plan
     from .methods.adams import adams
     from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
-    from .model.guidance import classifier_free, classifier_guided, guided
+    from .model.guidance import classifier_guided, guided
     from .model.load import load_model
+    from .model.mixture import classifier_free
     from .model.predictions import Denoiser, edm_preconditioned
     from .model.pretrained import Pretrained
     from .model.threshold import dynamic_threshold, static_threshold
@@ -24,40 +25,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM",
-    "TABLEAUX",
-    "VESDE",
-    "VPSDE",
-    "ButcherTableau",
-    "Denoiser",
-    "FlowMatching",
-    "Plan",
-    "PlanFamily",
-    "Pretrained",
-    "Schedule",
-    "SubVPSDE",
-    "Teacher",
-    "adams",
-    "calibrate",
-    "calibrate_family",
-    "calibration_report",
-    "classifier_free",
-    "classifier_guided",
-    "cut_plan",
-    "dynamic_threshold",
-    "edm_preconditioned",
-    "get_method",
-    "guided",
-    "load_model",
-    "load_plan",
-    "make_grid",
-    "make_plan",
-    "make_teacher",
-    "measure_norm",
-    "rho_rk",
-    "sample",
-    "static_threshold",
-]
+    "EDM", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "FlowMatching", "Plan", "PlanFamily", "Pretrained",
+    "Schedule", "SubVPSDE", "Teacher", "adams", "calibrate", "calibrate_family", "calibration_report", "classifier_free",
+    "classifier_guided", "cut_plan", "dynamic_threshold", "edm_preconditioned", "get_method", "guided", "load_model", "load_plan",
+    "make_grid", "make_plan", "make_teacher", "measure_norm", "rho_rk", "sample", "static_threshold",
+]  # fmt: skip
 
 _HOME = {
     name: module
@@ -68,8 +40,9 @@ _HOME = {
         "methods": "get_method make_plan",
         "methods.adams": "adams",
         "methods.runge_kutta": "TABLEAUX ButcherTableau rho_rk",
-        "model.guidance": "classifier_free classifier_guided guided",
+        "model.guidance": "classifier_guided guided",
         "model.load": "load_model",
+        "model.mixture": "classifier_free",
         "model.predictions": "Denoiser edm_preconditioned",
         "model.pretrained": "Pretrained",
         "model.threshold": "dynamic_threshold static_threshold",

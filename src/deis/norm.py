@@ -9,8 +9,8 @@ import numpy as np
 
 from .arguments import kind
 from .arrays import Array
-from .model.guidance import conditional
 from .model.predictions import Denoiser
+from .model.pretrained import without_labels
 from .plan import Plan
 from .quadrature import Form
 from .run import sample
@@ -70,7 +70,7 @@ def measure_norm(plan: Plan, denoiser: Denoiser, x_T: Any, rng: Any = None) -> M
         For a plan of one step; or where the predictions of a time are all 0 or not finite.
     """
     kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
-    denoiser = conditional(denoiser)
+    denoiser = without_labels(denoiser)
     kind("denoiser", denoiser, Denoiser, "a deis.Denoiser, which says what it predicts,")
     if plan.num_step < 2:
         raise ValueError(f"plan has {plan.num_step} step; give one of at least 2, between which to interpolate")

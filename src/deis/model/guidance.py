@@ -6,77 +6,17 @@ A wrapper is called like any model, `model(x, t)`; the executors tell it the noi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ..arguments import flag, function, kind, number, shown
-from ..foreign import array_namespace, is_jax, is_torch
-from .predictions import Denoiser, Level, call_model, check_model, checked_output, convert, evaluate, factors
-
-Model = Callable[[Any, Any], Any]
-EVERYWHERE = (-math.inf, math.inf)
-
-
-@dataclass(frozen=True)
-class Guided:
-    """m = m_weak + weight (m_strong - m_weak) where t lies in the interval, and m_strong elsewhere; see `guided`."""
-
-    strong: Model
-    both: Callable[[Any, Any, Any], tuple[Any, Any]]
-    weight: float
-    rescale: float
-    interval: tuple[float, float]
-
-    def __call__(self, x: Any, t: Any) -> Any:
-        """Evaluate at times known to the device alone: both predictions are made, and the interval masks their difference."""
-        strong, weak = self.both(x, t, None)
-        inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        return array_namespace(x).where(inside.reshape(-1, *(1,) * (x.ndim - 1)), self._mix(strong, weak), strong)
-
-    def at(self, x: Any, t: Any, level: Level) -> Any:
-        """Evaluate at a level known in numbers: outside the interval the weak prediction is not made."""
-
-        def inside(x: Any, t: Any) -> Any:
-            return self._mix(*self.both(x, t, level))
-
-        def outside(x: Any, t: Any) -> Any:
-            return evaluate(self.strong, x, t, level)
-
-        low, high = self.interval
-        if self.interval == EVERYWHERE:
-            return inside(x, t)
-        if is_jax(level.t):
-            from jax import lax
-
-            return lax.cond((level.t >= low) & (level.t <= high), inside, outside, x, t)
-        return inside(x, t) if low <= level.t <= high else outside(x, t)
-
-    def _mix(self, strong: Any, weak: Any) -> Any:
-        mixed = weak + self.weight * (strong - weak)
-        if self.rescale == 0:
-            return mixed
-        axes = tuple(range(1, strong.ndim))
-        spread = mixed.std(axes, keepdims=True)
-        xp = array_namespace(spread)  # a constant prediction has no spread to restore
-        ratio = xp.where(spread > 0, strong.std(axes, keepdims=True) / xp.where(spread > 0, spread, 1.0), 1.0)
-        return mixed * (self.rescale * ratio + (1 - self.rescale))
-
-
-def _guided(
-    strong: Model, both: Callable[[Any, Any, Any], tuple[Any, Any]], weight: float, rescale: float, interval: tuple[float, float]
-) -> Guided:
-    weight = number("weight", weight, hint="1 is no guidance")
-    rescale = number("rescale", rescale, least=0, most=1, hint="0 is no rescaling")
-    if not (isinstance(interval, tuple | list) and len(interval) == 2):
-        raise ValueError(f"interval={shown(interval)} must be two times, the lower first")
-    low, high = (number(f"interval[{i}]", t, infinite=True) for i, t in enumerate(interval))
-    if low > high:
-        raise ValueError(f"interval={interval!r} must be two times, the lower first")
-    return Guided(strong, both, weight, rescale, (low, high))
+from ..arguments import function, kind, number, shown
+from ..foreign import is_jax, is_torch
+from .mixture import EVERYWHERE, Mixture, Model, two_calls
+from .predictions import Denoiser, Level, check_model, checked_output, convert, factors
+from .pretrained import without_labels
 
 
 def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, interval: tuple[float, float] = EVERYWHERE) -> Model:
@@ -108,24 +48,10 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
     """
     check_model("strong", strong)
     check_model("weak", weak)
-    strong, weak = conditional(strong), conditional(weak)
+    strong, weak = without_labels(strong), without_labels(weak)
     alike = _alike(strong, weak)
-
-    def both(x: Any, t: Any, level: Any) -> tuple[Any, Any]:
-        return (
-            checked_output("strong(x, t)", _evaluate(strong, x, t, level), x),
-            checked_output("weak(x, t)", _evaluate(weak, x, t, level), x),
-        )
-
-    mixed = _guided(strong, both, weight, rescale, interval)
+    mixed = Mixture(strong, two_calls(strong, weak), weight, rescale, interval)
     return mixed if alike is None else replace(alike, model=mixed)
-
-
-def conditional(model: Any) -> Any:
-    """Return the Denoiser of a Pretrained network without labels; another model itself."""
-    from .pretrained import Pretrained
-
-    return model.conditional() if isinstance(model, Pretrained) else model
 
 
 def _alike(strong: Any, weak: Any) -> Denoiser | None:
@@ -150,90 +76,6 @@ def _alike(strong: Any, weak: Any) -> Denoiser | None:
     if strong.sde.num_times != weak.sde.num_times or not all(np.allclose(a, b, 1e-6, 1e-9) for a, b in pairs):
         raise ValueError(f"strong is of the schedule {strong.sde.name!r} and weak of {weak.sde.name!r}, whose levels differ")
     return strong
-
-
-def _evaluate(model: Model, x: Any, t: Any, level: Any) -> Any:
-    return call_model(model, x, t) if level is None else evaluate(model, x, t, level)
-
-
-def classifier_free(
-    net: Callable[[Any, Any, Any], Any],
-    condition: Any,
-    null: Any,
-    weight: float,
-    *,
-    batched: bool = True,
-    rescale: float = 0.0,
-    interval: tuple[float, float] = EVERYWHERE,
-) -> Model:
-    """Return the classifier-free guidance of net(x, t, condition), as `guided` does for two models.
-
-    Parameters
-    ----------
-    net : callable
-        net(x, t, condition) -> output.
-    condition, null : array of shape (batch, ...)
-        The condition of each sample, and what the network was trained to take for none; with batched=False anything.
-    batched : bool
-        Make one call on a batch of twice the size; else two calls.
-
-    Raises
-    ------
-    ValueError
-        Where null is None: a model that was not trained without its condition has no such guidance.
-    """
-    function("net", net, "x", "t", "condition")
-    flag("batched", batched)
-    weight = number("weight", weight, hint="1 is no guidance")
-    if null is None and weight != 1:
-        raise ValueError(
-            f"weight={weight!r} asks for guidance and null is None: give what the network takes for no condition, or weight=1"
-        )
-
-    def strong(x: Any, t: Any) -> Any:
-        return net(x, t, condition)
-
-    plain = guided(strong, lambda x, t: net(x, t, null), weight, rescale=rescale, interval=interval)
-    if weight == 1 or not batched:
-        return strong if weight == 1 else plain
-    together = _joined(condition, null)
-
-    def both(x: Any, t: Any, level: Any) -> tuple[Any, Any]:
-        if len(together) != 2 * len(x):
-            raise ValueError(f"condition must have one entry a sample: there are {len(together) // 2} for {len(x)} samples")
-        xp = array_namespace(x)
-        x_twice = xp.concatenate([x, x])
-        m = checked_output("net(x, t, condition)", net(x_twice, xp.concatenate([t, t]), together), x_twice)
-        return m[: len(x)], m[len(x) :]
-
-    return _guided(strong, both, weight, rescale, interval)
-
-
-def _joined(condition: Any, null: Any) -> Any:
-    """Return the condition and its absence one after the other."""
-    pair = [c if is_torch(c) or is_jax(c) else _as_array(name, c) for name, c in (("condition", condition), ("null", null))]
-    shapes = [tuple(c.shape) for c in pair]
-    if shapes[0] != shapes[1] or not shapes[0]:
-        raise ValueError(
-            f"null must have the shape of condition, {shapes[0]}, to be batched with it, and has {shapes[1]}; "
-            "repeat it for each sample, or give batched=False"
-        )
-    xp = array_namespace(pair[0])
-    if xp is not array_namespace(pair[1]):
-        raise TypeError(
-            f"condition and null must be arrays of one framework, and are a {type(pair[0]).__name__} and a {type(pair[1]).__name__}"
-        )
-    return xp.concatenate(pair)
-
-
-def _as_array(argument: str, value: Any) -> Any:
-    try:
-        found = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        found = np.array(None)
-    if found.dtype == object:
-        raise TypeError(f"{argument} must be an array, to be batched, and is {shown(value)}; give one, or batched=False")
-    return found
 
 
 @dataclass(frozen=True)
@@ -268,7 +110,7 @@ def classifier_guided(denoiser: Denoiser, log_prob: Callable[[Any, Any], Any], w
     ValueError
         Where weight is not finite.
     """
-    denoiser = conditional(denoiser)
+    denoiser = without_labels(denoiser)
     kind("denoiser", denoiser, Denoiser, "a deis.Denoiser, which says what it predicts,")
     function("log_prob", log_prob, "x", "t")
     weight = number("weight", weight, hint="0 is no guidance")

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import kind, one_of
-from .pretrained import Pretrained, embedded, load_folder
+from .checkpoints.torch_files import DTYPES, StrPath
+from .folder import embedded, load_folder
+from .pretrained import Pretrained
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.safetensors)(?<!\.onnx)(?<!\.pkl)")
 
 
 def load_model(
-    spec: str | os.PathLike[str] | None = None,
-    backend: str = "torch",
-    device: str | None = None,
-    dtype: str = "float32",
-    **options: Any,
+    spec: StrPath | None = None, backend: str = "torch", device: str | None = None, dtype: str = "float32", **options: Any
 ) -> Pretrained:
     """Load a trained network: what spec is, is told by its content.
 
@@ -29,7 +27,7 @@ def load_model(
     spec : path or str, optional
         Without it, the class-conditional MNIST network that ships with the library. Otherwise
 
-        - a folder with a `deis.json`, as `training/train_mnist.py` writes it: `deis.model.pretrained.load_folder`;
+        - a folder with a `deis.json`, as `training/train_mnist.py` writes it: `deis.model.folder.load_folder`;
         - a folder with a `model_index.json`, or a name on the hub such as "google/ddpm-cifar10-32", of a diffusers pipeline,
           Stable Diffusion's included: `deis.model.checkpoints.pipelines.load_pipeline`;
         - a checkpoint of the code base of DDIM or PNDM: `deis.model.checkpoints.ddim_unet.load_ddim`;
@@ -64,7 +62,7 @@ def load_model(
         that differs.
     """
     one_of("backend", backend, ("torch", "jax"))
-    one_of("dtype", dtype, ("float32", "float64"))
+    one_of("dtype", dtype, DTYPES)
     if spec is not None:
         kind("spec", spec, (str, os.PathLike), "the name of a file, a folder or a pipeline on the hub,")
     if spec is None or (Path(spec).is_dir() and not (Path(spec) / "model_index.json").exists()):
@@ -96,9 +94,9 @@ def read_options(texts: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def _loader(spec: str | os.PathLike[str]) -> Callable[..., Pretrained]:
+def _loader(spec: StrPath) -> Callable[..., Pretrained]:
     """Return the loader of a pipeline or file."""
-    from .checkpoints import edm, pipelines
+    from .checkpoints import edm, onnx_file, pipelines
 
     path = Path(spec)
     if path.is_dir():
@@ -108,18 +106,11 @@ def _loader(spec: str | os.PathLike[str]) -> Callable[..., Pretrained]:
             return pipelines.load_pipeline
         raise FileNotFoundError(f"spec={os.fspath(spec)!r} is no file or folder, nor a name on the hub such as 'owner/name'")
     if path.suffix == ".onnx":
-        return _load_onnx
+        return lambda path, device, dtype, **options: onnx_file.load_onnx(path, device, **options)  # whose file has its precision
     return edm.load_edm if path.suffix == ".pkl" else _load_weights
 
 
-def _load_onnx(path: str | os.PathLike[str], device: str | None, dtype: str, **options: Any) -> Pretrained:
-    """Load a network in ONNX, whose file has its precision."""
-    from .checkpoints.onnx_file import load_onnx
-
-    return load_onnx(path, device, **options)
-
-
-def _load_weights(path: str | os.PathLike[str], device: str | None, dtype: str, **options: Any) -> Pretrained:
+def _load_weights(path: StrPath, device: str | None, dtype: str, **options: Any) -> Pretrained:
     """Load a file of weights by its keys."""
     from .checkpoints import ddim_unet, edm, flax_files, score_sde, torch_files
 

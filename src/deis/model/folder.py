@@ -1,0 +1,98 @@
+"""Networks in a folder: diffusers' model folder with a `deis.json` that says how it was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from ..extras import needs
+from ..foreign import labels_like
+from ..plan import load_plan
+from ..sde import VPSDE, Schedule
+from .checkpoints.torch_files import StrPath, for_sampling
+from .pretrained import Network, Pretrained
+
+
+def embedded(backend: str, device: str | None, dtype: str) -> Pretrained:
+    """Load the class-conditional MNIST network that ships with the library; see `load_folder`."""
+    with as_file(files("deis") / "assets" / "mnist") as path:
+        return load_folder(path, backend, device, dtype)
+
+
+def load_folder(folder: StrPath, backend: str = "torch", device: str | None = None, dtype: str = "float32") -> Pretrained:
+    """Load a diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
+
+    The plans in its folder `plans`, where there is one, are its own.
+
+    Parameters
+    ----------
+    folder : path
+    backend : {"torch", "jax"}
+        torch runs diffusers' own module, JAX a Flax NNX module of the same weights.
+    device, dtype
+        See `deis.load_model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the folder lacks one of the three files.
+    ImportError
+        Where the backend's packages are not installed; it names the extra that has them.
+    ValueError
+        For a `deis.json` that cannot be understood.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "deis.json", "diffusion_pytorch_model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"folder={os.fspath(folder)!r} lacks {name}; give a diffusers model folder with a deis.json")
+    config = json.loads((folder / "config.json").read_text())
+    about = json.loads((folder / "deis.json").read_text())
+    try:
+        trained = {name: about[name] for name in ("predicts", "num_classes", "null_class", "time_scale")}
+        trained["sde"] = _read_schedule(about["schedule"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{os.fspath(folder / 'deis.json')!r} lacks {error}") from None
+    net = _load_torch(folder, device, dtype) if backend == "torch" else _load_jax(folder, config, dtype)
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    plans = {plan.nfe: plan for plan in map(load_plan, sorted((folder / "plans").glob("*.json")))}
+    return Pretrained(net, shape=(config["in_channels"], height, width), plans=plans, **trained)
+
+
+def _read_schedule(about: dict[str, Any]) -> Schedule:
+    if about["type"] == "vp_linear":
+        return VPSDE.linear(about["beta_0"], about["beta_1"], about["t_end"], about["t_start"])
+    if about["type"] == "vp_cosine":
+        return VPSDE.cosine(about["s"], about["t_end"], about["t_start"])
+    if about["type"] == "vp_discrete":
+        return VPSDE.discrete(about["alphas_cumprod"])
+    raise ValueError(f"schedule type {about['type']!r} is unknown; the known ones are 'vp_linear', 'vp_cosine', 'vp_discrete'")
+
+
+def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:
+    with needs("diffusers", "backend='torch'"):
+        import torch  # noqa: F401
+        from diffusers import UNet2DModel
+    unet = for_sampling(UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False, local_files_only=True), device, dtype)
+
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        return unet(x, t, labels_like(labels, x), return_dict=False)[0]
+
+    return net
+
+
+def _load_jax(folder: Path, config: dict[str, Any], dtype: str) -> Network:
+    with needs("jax", "backend='jax'"):
+        import jax.numpy as jnp
+        from safetensors.numpy import load_file
+
+        from .flax_unet import load_flax_unet
+    unet = load_flax_unet(config, load_file(folder / "diffusion_pytorch_model.safetensors"), dtype)
+
+    def net(x: Any, t: Any, labels: Any) -> Any:
+        return unet(x, t, None if labels is None else jnp.asarray(labels))
+
+    return net
