@@ -1,0 +1,235 @@
+"""The command line: `deis sample`, `deis plan`, `deis calibrate` and `deis evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..extras import install
+
+try:
+    import click
+    from tqdm.auto import tqdm
+
+    from .pictures import picture
+except ImportError as error:
+    sys.exit(f"the command line needs {error.name}: {install('cli')}")
+
+from ..arrays import AnyArray
+from ..files import replacing
+from ..methods import make_plan
+from ..model.pretrained import Pretrained
+from ..plan import Plan, load_plan
+from ..sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
+from . import shared
+from .seeded import draw_noise, jax_runner, precision, torch_runner
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "vp-linear": VPSDE.linear, "vp-cosine": VPSDE.cosine, "sub-vp": SubVPSDE.linear, "ve": VESDE, "edm": EDM, "flow": FlowMatching,
+}  # fmt: skip
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Let what can go wrong within end in one line and exit code 1."""
+    try:
+        yield
+    # torch asserts that it was built for a device
+    except (AssertionError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error) or type(error).__name__) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deis-samplers")
+def main() -> None:
+    """Samples from a diffusion model in few network calls."""
+
+
+@main.command("plan")
+@shared.plan_options
+@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="vp-linear", show_default=True, help="The noise schedule.")
+@click.option("--out", type=shared.OutFile(), help="Write the plan to this JSON file, too.")
+@_errors()
+def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
+    """Print a plan: its times and its coefficients."""
+    plan = shared.build_plan(SCHEDULES[schedule](), options)
+    click.echo(repr(plan))
+    if out is not None:
+        plan.save(out)
+        click.echo(f"wrote {out}")
+
+
+@main.command("calibrate")
+@shared.plan_options
+@shared.model_options
+@click.option("--out", type=shared.OutFile(), default=Path("plan.json"), show_default=True)
+@click.option("--samples", default=96, type=shared.POSITIVE, show_default=True, help="Noises to fit and validate with.")
+@click.option("--batch", default=64, type=shared.POSITIVE, show_default=True, help="Samples a call of the model.")
+@click.option("--stages", default="grid,least_squares,gauss_newton", show_default=True, help="Which, in order; also: gradient.")
+@click.option("--iterations", default=10, type=shared.POSITIVE, show_default=True, help="Gauss-Newton iterations, at most.")
+@click.option("--window", type=shared.POSITIVE, help="Predictions that a row may use; by default all before it.")
+@click.option("--teacher-steps", type=shared.TWO, help="By default doubled until the teacher's end stands still.")
+@click.option("--allow-rough", is_flag=True, help="Take a teacher that has not converged, too.")
+@click.option("--work", type=shared.FOLDER, help="Keep finished stages here, and go on from there.")
+@_errors()
+def calibrate_command(**options: Any) -> None:
+    """Fit a plan to a model, and write it for deis sample --plan."""
+    from ..calibration import calibrate, calibration_report
+
+    model = shared.load(options)
+    plan = shared.build_plan(model.sde, options)
+    noise = draw_noise(model, plan, options, range(10**6, 10**6 + options["samples"]))  # not those of deis sample
+    plan = calibrate(
+        plan,
+        shared.of_labels(model, options),
+        noise,
+        condition=shared.labels_of(model, options["samples"]),
+        teacher=options["teacher_steps"],
+        stages=tuple(options["stages"].split(",")),
+        folder=options["work"],
+        progress=True,
+        **{name: options[name] for name in ("method", "window", "iterations", "batch", "allow_rough")},
+    )
+    plan.save(options["out"])
+    click.echo(f"{calibration_report(plan)}\nwrote {options['out']}: try deis sample --plan {options['out']}")
+
+
+@main.command("sample")
+@shared.plan_options
+@shared.model_options
+@click.option("--plan", "file", type=shared.PLAN, help="A plan file, as deis calibrate writes it, in place of a method and grid.")
+@click.option("--num", default=50, type=shared.POSITIVE, show_default=True, help="The number of samples.")
+@click.option("--class", "label", type=int, help="The class of every sample; without it, each class in turn.")
+@click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Samples a batch; it changes no sample.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float64", "float32"]),
+    default="float64",
+    show_default=True,
+    help="float64: the same picture, bit for bit, whatever the batch. float32: faster, and the same up to rounding.",
+)
+@click.option("--out", type=shared.OutFile(), default=Path("samples.png"), show_default=True)
+@click.option("--npz", type=shared.OutFile(), help="Write the samples as arrays, too.")
+@_errors()
+def sample_command(**options: Any) -> None:
+    """Sample a model and write a picture, samples side by side."""
+    num, batch = options["num"], options["batch"]
+    with precision(options):
+        model = shared.load(options, options["dtype"])
+        labels = shared.labels_of(model, num, options["label"])
+        plan = shared.choose_plan(model, options)
+        run = (torch_runner if options["backend"] == "torch" else jax_runner)(plan, model, options)
+        images: list[AnyArray] = []
+        with tqdm(total=-(-num // batch) * plan.num_step, desc=f"{plan.method}, {plan.nfe} evaluations", unit="step") as bar:
+            for first in range(0, num, batch):
+                chosen = slice(first, min(first + batch, num))
+                images.append(run(range(num)[chosen], None if labels is None else labels[chosen], lambda *_: bar.update()))
+    x_0 = np.concatenate(images)
+    columns = model.num_classes if labels is not None and options["label"] is None else None
+    with replacing(options["out"]) as partial:
+        picture(x_0, columns).save(partial, format="PNG")
+    if options["npz"] is not None:
+        with replacing(options["npz"]) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, samples=x_0, labels=np.full(num, -1) if labels is None else labels)
+        click.echo(f"wrote {options['npz']}")
+    click.echo(f"wrote {options['out']}: {num} samples of {plan.nfe} evaluations each")
+
+
+@main.command("evaluate")
+@shared.model_options
+@click.option("--plan", "files", type=shared.PLAN, multiple=True, help="Plan files.")
+@click.option("--method", "methods", multiple=True, help="Methods, each at every --nfe; calibrated: the model's own plans.")
+@click.option("--nfe", "budgets", type=shared.POSITIVE, multiple=True, help="Budgets of evaluations; 10 where none is given.")
+@click.option("--num", default=1000, type=shared.POSITIVE, show_default=True, help="Samples of each plan.")
+@click.option("--batch", default=100, type=shared.POSITIVE, show_default=True, help="Samples a call of the model.")
+@click.option("--real", type=click.Path(path_type=Path, exists=True), help="Real images: a folder of pictures, or an .npz file.")
+@click.option("--features", help="A TorchScript file, images in [-1, 1] to features; or inception. Needs --real.")
+@click.option("--lpips", help="alex, vgg, squeeze, or a TorchScript file of two batches of images: a distance for --paired.")
+@click.option(
+    "--paired", default=64, type=shared.COUNT, show_default=True, help="Samples to compare with the converged solution; 0 for none."
+)
+@click.option("--reference-steps", default=128, type=shared.TWO, show_default=True, help="Steps of the converged solution.")
+@click.option("--work", type=shared.FOLDER, help="Keep finished batches here, and go on from there.")
+@click.option("--out", type=shared.OutFile(), default=Path("evaluation.json"), show_default=True)
+@_errors()
+def evaluate_command(**options: Any) -> None:
+    """Measure the samples of plans: against real images, and against the converged solution from the same noise."""
+    if options["backend"] != "torch":
+        raise click.BadParameter("jax is not evaluated; leave it out", param_hint="--backend")
+    results = _evaluate(options)
+    with replacing(options["out"]) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+    click.echo(table(results["plans"]))
+    click.echo(f"wrote {options['out']}")
+
+
+def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what `deis evaluate` writes."""
+    import torch
+
+    from ..evaluation import converged, evaluate
+
+    model, num, device = shared.load(options), options["num"], options["device"] or "cpu"
+    plans = _plans(model, options)
+    labels, make = shared.labels_of(model, num), shared.of_labels(model, options)
+    noise = draw_noise(model, plans[0], options, range(num))
+    about = {name: options[name] for name in ("guidance", "seed", "num", "features", "lpips", "paired", "reference_steps")}
+    results: dict[str, Any] = {"model": str(options["model"] or "the network inside"), **about, "plans": []}
+    measures = _measures(options, device) | {"decode": model.decode}
+    if measures["real"] is not None:
+        results["real"] = {"path": str(options["real"]), "images": len(measures["real"])}
+    if options["paired"] > 0:
+        paired, condition = noise[: options["paired"]], None if labels is None else labels[: options["paired"]]
+        measures["reference"], results["reference_error"] = converged(
+            make, paired, options["reference_steps"], condition=condition, batch=options["batch"]
+        )
+    kept = {"folder": options["work"], "tag": json.dumps([results["model"], options["load_options"], about])}
+    with tqdm(total=num * len(plans), desc="sampling", unit="image") as bar:
+        for plan in plans:
+            rng = torch.Generator(device).manual_seed(options["seed"])
+            row = evaluate(plan, make, noise, condition=labels, batch=options["batch"], rng=rng, progress=bar, **measures, **kept)
+            results["plans"].append(row)
+    return results
+
+
+def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return what `deis.evaluation.evaluate` measures with."""
+    from ..evaluation import features, load_extractor, load_images, load_perceptual
+
+    if (options["real"] is None) != (options["features"] is None):
+        raise ValueError("--real and --features belong together: give both, or neither")
+    if options["lpips"] is not None and options["paired"] < 1:
+        raise ValueError("--lpips is a distance of pairs; give --paired, too")
+    extractor = real = None
+    if options["features"] is not None:
+        extractor = load_extractor(options["features"], device)
+        images = load_images(options["real"])
+        real = np.concatenate([features(extractor, images[i : i + 500]) for i in range(0, len(images), 500)])
+    perceptual = None if options["lpips"] is None else load_perceptual(options["lpips"], device)
+    return {"extractor": extractor, "real": real, "perceptual": perceptual, "reference": None}
+
+
+def _plans(model: Pretrained, options: dict[str, Any]) -> list[Plan]:
+    plans = [load_plan(file) for file in options["files"]]
+    methods = options["methods"] or (() if plans else ("auto",))
+    for method in methods:
+        for nfe in options["budgets"] or (10,):
+            plans.append(model.plan(nfe) if method == "calibrated" else make_plan(model.sde, method, nfe=nfe))
+    for plan in plans:
+        if not plan.matches(model.sde):
+            raise ValueError(f"the plan {plan.method!r} is of the schedule {plan.schedule}, and the model of {model.sde.name}")
+    return plans
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the results of `deis.evaluation.evaluate` as a table, a line a plan."""
+    names = list(rows[0])
+    cells = [names, *([f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)

@@ -1,0 +1,72 @@
+"""Samples that depend on the seed and on their number alone, whatever the batch: each has random streams of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from ..arrays import AnyArray
+from ..model.pretrained import Pretrained
+from ..plan import Plan
+from ..run import sample
+
+Run = Callable[[range, Any, Callable[..., Any]], AnyArray]
+"""run(indices, labels, callback) -> the samples of these numbers in NumPy."""
+
+
+def draw_noise(model: Pretrained, plan: Plan, options: dict[str, Any], indices: range, dtype: str = "float32") -> Any:
+    """Return the noise of the samples of these numbers, in the backend."""
+    streams = [np.random.default_rng((options["seed"], i)) for i in indices]
+    noise = np.stack([stream.standard_normal(model.shape, dtype=np.float32) for stream in streams])
+    noise = (noise * np.float32(plan.sigma[0])).astype(dtype)
+    if options["backend"] == "jax":
+        import jax
+
+        return jax.numpy.asarray(noise)
+    import torch
+
+    return torch.from_numpy(noise).to(options["device"] or "cpu")
+
+
+def precision(options: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Return the context in which the backend computes in the dtype."""
+    if options["backend"] != "jax":
+        return nullcontext()
+    import jax
+
+    return jax.enable_x64(options["dtype"] == "float64")
+
+
+def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
+    """Return what samples in torch."""
+    import torch
+
+    def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
+        seeds = [int(np.random.SeedSequence((options["seed"], i, 1)).generate_state(1)[0]) for i in indices]
+        rng = [torch.Generator().manual_seed(seed) for seed in seeds]
+        x_T = draw_noise(model, plan, options, indices, options["dtype"])
+        x_0 = sample(plan, model.conditional(labels, options["guidance"]), x_T, rng=rng, callback=callback)
+        return (x_0 if model.decode is None else model.decode(x_0)).cpu().numpy()
+
+    return run
+
+
+def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
+    """Return what samples in JAX; batches of the same labels, as those of whole rounds of classes, share one compilation."""
+    import jax
+
+    compiled: dict[bytes | None, Callable[..., Any]] = {}
+
+    def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
+        def sampled(x_T: jax.Array, rng: jax.Array) -> jax.Array:
+            return sample(plan, model.conditional(labels, options["guidance"]), x_T, rng=rng, callback=callback)
+
+        key = None if labels is None else labels.tobytes()
+        compiled.setdefault(key, jax.jit(sampled))
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(options["seed"]), i))(np.array(indices))
+        return np.asarray(compiled[key](draw_noise(model, plan, options, indices, options["dtype"]), keys))
+
+    return run

@@ -1,0 +1,118 @@
+"""What the commands share: their options, and what these stand for, a model, its labels and a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from ..grids import PHASES
+from ..methods import KNOWN, make_plan
+from ..model.load import load_model, read_options
+from ..model.pretrained import Pretrained
+from ..plan import Plan, load_plan
+from ..sde import Schedule
+
+COUNT, POSITIVE, TWO = (click.IntRange(min=least) for least in (0, 1, 2))
+PLAN, FOLDER = click.Path(path_type=Path, exists=True, dir_okay=False), click.Path(path_type=Path, file_okay=False)
+
+
+class OutFile(click.Path):
+    """A file to write, in a folder that is there: better told before the work than after it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder; make it first", param, ctx)
+        return path
+
+
+def plan_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how a plan is built."""
+    for option in (
+        click.option("--grid-order", type=float, help="The power of the grid; by default 2 for t and 7 (Karras) for rho."),
+        click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
+        click.option("--nfe", type=POSITIVE, help="The number of network evaluations, in place of --steps."),
+        click.option("--steps", type=POSITIVE, help="The number of steps; 10 without --nfe."),
+        click.option("--method", help=f"One of {KNOWN}; by default auto, or a model's own calibrated plan."),
+    ):
+        command = option(command)
+    return command
+
+
+def build_plan(sde: Schedule, options: dict[str, Any]) -> Plan:
+    """Return the plan of these options."""
+    method = "auto" if options["method"] is None else options["method"]
+    return make_plan(sde, method, options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"])
+
+
+def choose_plan(model: Pretrained, options: dict[str, Any]) -> Plan:
+    """Return the plan to sample with: that of a file, the model's own, or one that is built."""
+    asked = {name: options[name] for name in ("method", "grid", "grid_order", "steps", "nfe") if options[name] is not None}
+    if options["file"] is not None:
+        if asked:
+            raise ValueError(f"--plan {options['file']} and --{next(iter(asked)).replace('_', '-')} contradict; leave one out")
+        plan = load_plan(options["file"])
+        if not plan.matches(model.sde):
+            raise ValueError(
+                f"--plan {options['file']} was made for the schedule {plan.schedule}, and the model's is {model.sde.name}; "
+                "calibrate one for this model with deis calibrate"
+            )
+        return plan
+    if options["guidance"] == 1 and model.num_classes is not None and not asked.keys() - {"nfe"}:
+        return model.plan(**asked)
+    return build_plan(model.sde, options)
+
+
+_OPTION_HELP = "What the file of a model does not tell, such as sde=ve or size=32; see deis.load_model."
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say which model, and how it runs."""
+    for option in (
+        click.option("--device", help="Torch only, such as cuda."),
+        click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True),
+        click.option("--seed", default=0, type=COUNT, show_default=True, help="Sample i depends on the seed and on i alone."),
+        click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
+        click.option("--option", "load_options", multiple=True, metavar="NAME=VALUE", help=_OPTION_HELP),
+        click.option("--model", help="A folder, a file, or a name on the hub, see deis.load_model; by default the network inside."),
+    ):
+        command = option(command)
+    return command
+
+
+def load(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
+    """Load the model of a command's options."""
+    load_options = read_options(options["load_options"])
+    if options["backend"] == "jax" and options["device"] is not None:
+        raise ValueError(f"--device {options['device']} is for torch, and JAX runs on its default device; leave it out")
+    try:
+        return load_model(options["model"], options["backend"], options["device"], dtype, **load_options)
+    except TypeError as error:
+        raise ValueError(f"--option: {error}") from error
+
+
+def labels_of(model: Pretrained, num: int, label: int | None = None) -> NDArray[np.int64] | None:
+    """Return one class for all samples, or without one each class in turn; None for a model without classes."""
+    if model.num_classes is None:
+        if label is not None:
+            raise ValueError(f"--class {label} was given, and this model has no classes; leave it out")
+        return None
+    if label is None:
+        return np.arange(num) % model.num_classes
+    if not 0 <= label < model.num_classes:
+        raise ValueError(f"--class {label} is none of the model's, 0 ... {model.num_classes - 1}")
+    return np.full(num, label)
+
+
+def of_labels(model: Pretrained, options: dict[str, Any]) -> Any:
+    """Return the model as `calibrate` and `evaluate` take it: where there are classes, a function of labels."""
+    return model if model.num_classes is None else partial(model.conditional, guidance=options["guidance"])
