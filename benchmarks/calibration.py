@@ -88,23 +88,40 @@ def untuned(problem: methods.Problem, name: str, nfe: int, cells: int = 12) -> I
         )
 
 
+@dataclass(frozen=True)
+class Results:
+    """The lines of one problem's measurements, and the file that they are written to."""
+
+    path: Path
+    rows: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, name: str) -> Results:
+        path = RESULTS / f"calibration_{name}.csv"
+        return cls(path, list(csv.DictReader(path.open())) if path.exists() else [])
+
+    def at(self, nfe: int) -> dict[str, dict[str, str]]:
+        """Return the lines of a number of evaluations, by stage."""
+        return {row["stage"]: row for row in self.rows if int(row["nfe"]) == nfe}
+
+    def write(self, nfe: int, stage: str, error: float, evaluations: float = 0.0, seconds: float = 0.0, detail: str = "") -> None:
+        numbers = (nfe, stage, f"{error:.5g}", f"{evaluations:.0f}", f"{seconds:.0f}", detail)
+        self.rows.append(dict(zip(FIELDS, map(str, numbers), strict=True)))
+        print(*numbers, sep="  ", flush=True)
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(sorted(self.rows, key=lambda row: int(row["nfe"])))
+
+
 def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
-    problem, path = trial.problem, RESULTS / f"calibration_{name}.csv"
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    """Measure the untuned plans, and calibrate stage by stage, at each number of evaluations."""
+    problem, results = trial.problem, Results.of(name)
     start = time.perf_counter()
     reference = reference_of(problem, args.work)
 
     def error(plan: deis.Plan) -> float:
         return float((problem.run(plan) - reference).square().flatten(1).mean(1).sqrt().median())
-
-    def write(nfe: int, stage: str, found: float, evaluations: float = 0.0, seconds: float = 0.0, detail: str = "") -> None:
-        numbers = (nfe, stage, f"{found:.5g}", f"{evaluations:.0f}", f"{seconds:.0f}", detail)
-        rows.append(dict(zip(FIELDS, map(str, numbers), strict=True)))
-        print(*numbers, sep="  ", flush=True)
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: int(row["nfe"])))
 
     print(f"reference: {time.perf_counter() - start:.0f} s", flush=True)
     start = time.perf_counter()
@@ -114,33 +131,32 @@ def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
     made = time.perf_counter() - start
     print(f"teacher: {len(teacher.t) - 1} steps, self-error {teacher.self_error:.2g}, {made:.0f} s", flush=True)
     for nfe in args.nfe:
-        if not any(row["stage"] == "untuned" for row in rows if int(row["nfe"]) == nfe):
-            best, detail = min((error(plan), detail) for detail, plan in untuned(problem, name, nfe, args.cells))
-            write(nfe, "untuned", best, detail=detail)
-            write(nfe, "auto", error(deis.make_plan(problem.sde, nfe=nfe)))
         plan = deis.make_plan(problem.sde, nfe=nfe)
+        if "untuned" not in results.at(nfe):
+            best, detail = min((error(plan), detail) for detail, plan in untuned(problem, name, nfe, args.cells))
+            results.write(nfe, "untuned", best, detail=detail)
+            results.write(nfe, "auto", error(plan))
         for stage in args.stages:
-            file = args.out / f"{name}-{nfe}-{stage.strip('+ ').replace(' ', '_')}.json"
-            if file.exists():
-                plan = deis.load_plan(file)
-            else:
-                starts = [plan for _, plan in untuned(problem, name, nfe, args.cells)] if stage == "from the untuned" else plan
-                plan = deis.calibrate(
-                    starts,
-                    trial.model,
-                    teacher=teacher,
-                    validation=trial.validation,
-                    stages=STAGES[stage],
-                    iterations=args.iterations,
-                )
-                file.parent.mkdir(parents=True, exist_ok=True)
-                plan.save(file)
-            if any(row["stage"] == stage for row in rows if int(row["nfe"]) == nfe):
+            plan = calibrated(plan, name, trial, teacher, stage, args)
+            if stage in results.at(nfe):
                 continue
             done = plan.provenance["stages"][-len(STAGES[stage]) :]
             evaluations, seconds = (sum(record[what] for record in done) for what in ("evaluations", "seconds"))
-            write(nfe, stage, error(plan), evaluations, seconds, f"teacher {made:.0f} s")
+            results.write(nfe, stage, error(plan), evaluations, seconds, f"teacher {made:.0f} s")
             print(deis.calibration_report(plan), plan, sep="\n", flush=True)
+
+
+def calibrated(plan: deis.Plan, name: str, trial: Trial, teacher: deis.Teacher, stage: str, args: argparse.Namespace) -> deis.Plan:
+    """Return the plan of a stage, kept in the folder of the plans."""
+    file = args.out / f"{name}-{plan.nfe}-{stage.strip('+ ').replace(' ', '_')}.json"
+    if file.exists():
+        return deis.load_plan(file)
+    starts = [plan for _, plan in untuned(trial.problem, name, plan.nfe, args.cells)] if stage == "from the untuned" else plan
+    options = {"validation": trial.validation, "stages": STAGES[stage], "iterations": args.iterations}
+    plan = deis.calibrate(starts, trial.model, teacher=teacher, **options)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plan.save(file)
+    return plan
 
 
 def reference_of(problem: methods.Problem, work: Path) -> Tensor:
@@ -160,13 +176,12 @@ def report() -> None:
     """Print the tables."""
     print(Path(__file__).with_suffix(".md").read_text())
     for name, asked in ASKED.items():
-        path = RESULTS / f"calibration_{name}.csv"
-        rows = list(csv.DictReader(path.open())) if path.exists() else []
-        columns = {stage: title for stage, title in COLUMNS.items() if any(row["stage"] == stage for row in rows)}
+        results = Results.of(name)
+        columns = {stage: title for stage, title in COLUMNS.items() if any(row["stage"] == stage for row in results.rows)}
         print(f"## {name}\n\n| NFE | the best untuned | " + " | ".join(columns.values()) + " | asked for: least squares, all |")
         print("|---" * (3 + len(columns)) + "|")
-        for nfe in sorted({int(row["nfe"]) for row in rows}):
-            found = {row["stage"]: row for row in rows if int(row["nfe"]) == nfe}
+        for nfe in sorted({int(row["nfe"]) for row in results.rows}):
+            found = results.at(nfe)
             best = found["untuned"]
             cells = [str(nfe), f"{float(best['error']):.4f}, {best['detail']}"]
             cells += [cell(found[stage], best) if stage in found else "" for stage in columns]
