@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import flag, function, kind, number, one_of, whole
+from ..arrays import AnyArray as Array
 from ..methods import ANALYTICAL, get_method, make_plan
 from ..methods.layout import Builder
 from ..plan import Plan, load_plan
@@ -24,7 +25,7 @@ from .gradient import LOSSES, Loss, fit_gradient, measured
 from .grid import GridCost, Jumps, exchange, model_free_grid, teacher_grid
 from .network import Model, Student, rmse
 from .regression import fit_rows
-from .table import Array, Table
+from .table import Table
 from .teacher import Teacher, make_teacher, refuse_rough
 
 _FEW = 32  # samples by which a grid is judged

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .network import Student, combine, rmse
+from ..arrays import Array, Indices
+from .network import Student, rmse, size
 from .regression import robust_weights
-from .table import Array, Table
+from .table import Table, step
 from .teacher import Teacher
 
 _DAMPING, _RAISE, _LOWER, _TRIALS = 1e-3, 5.0, 5.0, 7
@@ -26,15 +29,19 @@ class Direction:
     theta: Array
 
 
+class _Linear(NamedTuple):
+    """The ends of a table, and what changes them."""
+
+    directions: list[Direction]
+    jacobian: NDArray[np.float32]
+    """The derivatives of the ends along the directions, shape (N, D, P)."""
+    end: Array
+    sizes: Array
+    """Of each regressor (x_i, p_i, ...) in proportion to x_{i+1}, shape (n, n + 1)."""
+
+
 def fit_ends(
-    student: Student,
-    table: Table,
-    teacher: Teacher,
-    fit: int,
-    window: int,
-    *,
-    iterations: int = 10,
-    times: bool = True,
+    student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, iterations: int = 10, times: bool = True
 ) -> Table:
     """Return the table whose ends come nearest to the teacher's: the mean over samples of log(e^2 + c^2) is minimised.
 
@@ -57,8 +64,8 @@ def fit_ends(
     c = 0.3 * float(np.median(errors))
     least = _loss(np.square(errors), c)
     for _ in range(iterations):
-        directions, jacobian, y, sizes = _linearise(student, table, x_T[:fit], window, h, times)
-        moved = _step(student, table, x_T[:fit], end[:fit], y, directions, jacobian, _Ridge(table, start, sizes), damping)
+        linear = _linearise(student, table, x_T[:fit], window, h, times)
+        moved = _improved(student, table, x_T[:fit], end[:fit], linear, _Ridge(table, start, linear.sizes), damping)
         if moved is None:
             break
         table, damping = moved
@@ -76,34 +83,30 @@ def _loss(square: Array, c: float) -> float:
     return float(np.log(square + max(c, np.finfo(float).tiny) ** 2).mean())
 
 
-def _linearise(
-    student: Student, table: Table, x: Array, window: int, h: float, times: bool
-) -> tuple[list[Direction], Array, Array, Array]:
-    """Return the directions, the derivatives of the ends along them, (N, D, P) in float32, the ends, and the sizes of `_Ridge`."""
+def _linearise(student: Student, table: Table, x: Array, window: int, h: float, times: bool) -> _Linear:
+    """Return the ends of a table and their derivatives, by running the rest of the table after each change of a row."""
     directions: list[Direction] = []
     ends: list[Array] = []
     history: tuple[Array, ...] = ()
     sizes = np.ones((len(table.a), len(table.a) + 1))
-    for i in range(len(table.a)):
+    for i, row in enumerate(table.rows):
         p = student.predict(i, x, table.t[i])
         if times and i > 0 and student.plan.calls[i]:
-            step = _time_step(student, table, i, h)
-            moved = (student.predict(i, x, table.t[i] + step), *history)
-            after = combine(table.a[i], x, table.c[i], moved)
-            directions.append(Direction(i, step, np.zeros(0)))
-            ends.append(student.run(table, after, 0, i + 1, moved))
+            by = _time_step(student, table, i, h)
+            moved = (student.predict(i, x, table.t[i] + by), *history)
+            directions.append(Direction(i, by, np.zeros(0)))
+            ends.append(student.run(table, step(row, x, moved), 0, i + 1, moved))
         history = (p, *history)
-        after = combine(table.a[i], x, table.c[i], history)
-        size = np.sqrt(np.square(after).mean())
-        sizes[i, : i + 2] = [np.sqrt(np.square(v).mean()) / size for v in (x, *history)]
+        after = step(row, x, history)
+        sizes[i, : i + 2] = [size(v) / size(after) for v in (x, *history)]
         for theta in _basis(min(window, i + 1)):
-            push = combine(theta[0], x, theta[1:], history)
-            scale = h * size / max(np.sqrt(np.square(push).mean()), np.finfo(float).tiny)
+            push = step(theta, x, history)
+            scale = h * size(after) / max(size(push), np.finfo(float).tiny)
             directions.append(Direction(i, 0.0, scale * theta))
             ends.append(student.run(table, after + scale * push, 0, i + 1, history))
         x = after
     jacobian = np.stack([(end - x).reshape(len(x), -1).astype(np.float32) for end in ends], axis=-1)
-    return directions, jacobian, x, sizes
+    return _Linear(directions, jacobian, x, sizes)
 
 
 def _basis(width: int) -> list[Array]:
@@ -129,7 +132,6 @@ class _Ridge:
     table: Table
     start: Table
     sizes: Array
-    """Of each regressor (x_i, p_i, ...) in proportion to x_{i+1}, shape (n, n + 1)."""
 
     def change(self, table: Table) -> Array:
         return (self.sizes * np.column_stack([table.a - self.start.a, table.c - self.start.c])).ravel()
@@ -156,7 +158,7 @@ class _Model:
     c: float
     ridge: tuple[Array, Array]
 
-    def step(self, damping: float, fixed: Array, values: Array) -> Array:
+    def step(self, damping: float, fixed: Indices, values: Array) -> Array:
         """Return the damped robust least-squares step, in which the parameters `fixed` have given values."""
         delta = np.zeros(self.right.shape[1])
         delta[fixed] = values
@@ -170,22 +172,14 @@ class _Model:
         return delta
 
 
-def _step(
-    student: Student,
-    table: Table,
-    x_T: Array,
-    end: Array,
-    y: Array,
-    directions: list[Direction],
-    jacobian: Array,
-    ridge: _Ridge,
-    damping: float,
+def _improved(
+    student: Student, table: Table, x_T: Array, end: Array, linear: _Linear, ridge: _Ridge, damping: float
 ) -> tuple[Table, float] | None:
     """Return a table of less loss, and the damping to go on with; None where there is none."""
-    residual = (end - y).reshape(len(y), -1)
+    directions, residual = linear.directions, (end - linear.end).reshape(len(end), -1)
     square = np.square(residual).mean(axis=1)
-    gram = np.stack([j.T @ j for j in jacobian]).astype(np.float64) / residual.shape[1]
-    right = np.einsum("ndp,nd->np", jacobian, residual, optimize=True) / residual.shape[1]
+    gram = np.stack([j.T @ j for j in linear.jacobian]).astype(np.float64) / residual.shape[1]
+    right = np.einsum("ndp,nd->np", linear.jacobian, residual, optimize=True) / residual.shape[1]
     model = _Model(square, right, gram, 0.3 * float(np.median(np.sqrt(square))), ridge.normal(directions))
 
     def loss(square: Array, table: Table) -> float:

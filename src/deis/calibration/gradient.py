@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import array
+from ..arrays import AnyArray as Array
 from ..extras import needs
 from ..foreign import array_namespace, is_jax, is_torch, like
 from ..model.predictions import Denoiser, Level, convert, evaluate, factors
 from .network import Student, rmse
-from .table import Array, Table
+from .table import Table
 from .teacher import Teacher
 
 Loss = Literal["robust", "huber", "l1", "l2"] | Callable[[Any, Any], Any]

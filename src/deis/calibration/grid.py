@@ -8,12 +8,13 @@ from typing import Literal
 
 import numpy as np
 
+from ..arrays import AnyArray as Array
 from ..grids import continuous_grid, distinct_times
 from ..methods import make_plan
 from ..methods.layout import Builder
 from ..plan import Plan
 from ..sde import Schedule
-from .table import Array, Table
+from .table import Table
 from .teacher import Teacher
 
 Cost = Callable[[list[int], Array], Array]

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..arguments import check_state, function, shown, whole
+from ..arrays import Array
 from ..foreign import is_jax, like, no_grad, to_numpy
 from ..model.predictions import Denoiser, Level, convert, factors, times
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from ..sde import Schedule
-from .table import Array, Table
+from .table import Table, run
 
 Model = Denoiser | Pretrained | Callable[[Any], Any]
 
@@ -69,10 +70,6 @@ class Network:
             )
         return model
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.x_T.shape)
-
     def numpy(self) -> Array:
         """Return x_T in float64 on the host, where all of calibration but the model runs."""
         return to_numpy(self.x_T)
@@ -101,24 +98,27 @@ class Network:
 
     def _predict(self, x: Array, t: float, form: str, first: int) -> Array:
         denoiser = self.denoiser(first, first + len(x))
-        level = denoiser.level(t)
-        row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
-        x_in = like(x, self.x_T)
+        x_in, level = like(x, self.x_T), denoiser.level(t)
         t_in = times(x_in, t, denoiser.sde.num_times)
-        if is_jax(self.x_T):
-            m = self._compiled(denoiser, (first, len(x)))(x_in, t_in, Level(t_in[0], *(like(np.array(v), x_in) for v in level[1:])))
-            return to_numpy(convert(m, x_in, row, denoiser.threshold))
+        row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
         with no_grad(x_in):
-            return to_numpy(convert(denoiser.at(x_in, t_in, level), x_in, row, denoiser.threshold))
+            m = self._compiled(denoiser, (first, len(x)))(x_in, t_in, level) if is_jax(x_in) else denoiser.at(x_in, t_in, level)
+            return to_numpy(convert(m, x_in, row, denoiser.threshold))
 
-    def _compiled(self, denoiser: Denoiser, batch: tuple[int, int]) -> Any:
+    def _compiled(self, denoiser: Denoiser, batch: tuple[int, int]) -> Callable[[Any, Any, Level], Any]:
         """Compile the model once for all times; and for each batch of conditions, which it closes over."""
         import jax
 
         key = (0, 0) if self.condition is None else batch
         if key not in self._calls:
             self._calls[key] = jax.jit(denoiser.at)
-        return self._calls[key]
+        call = self._calls[key]
+        return lambda x, t, level: call(x, t, Level(t[0], *(like(np.array(v), x) for v in level[1:])))
+
+
+def size(x: Array) -> float:
+    """Return the root mean square of all samples."""
+    return np.sqrt(np.square(x).mean())
 
 
 def rmse(x: Array, y: Array) -> Array:
@@ -128,7 +128,7 @@ def rmse(x: Array, y: Array) -> Array:
 
 @dataclass(frozen=True)
 class Student:
-    """A network and the facts of the plan to be fitted that fitting leaves alone."""
+    """A network and the plan to be fitted, of whose rows fitting leaves the form and the calls alone."""
 
     network: Network
     plan: Plan
@@ -138,13 +138,5 @@ class Student:
         return self.network.predict(x, t, self.plan.form, first) if self.plan.calls[i] else self.plan.guess[i] * x
 
     def run(self, table: Table, x: Array, first: int = 0, row: int = 0, history: tuple[Array, ...] = ()) -> Array:
-        """Run a table from a row on, with the predictions before it, newest first."""
-        for i in range(row, len(table.a)):
-            history = (self.predict(i, x, table.t[i], first), *history)
-            x = combine(table.a[i], x, table.c[i], history)
-        return x
-
-
-def combine(a: float, x: Array, c: Array, history: tuple[Array, ...]) -> Array:
-    """Return a x + sum_j c[j] history[j]."""
-    return a * x + sum(c_j * p for c_j, p in zip(c.tolist(), history, strict=False) if c_j != 0)
+        """Run a table on the samples from `first` on, from a row on, with the predictions before it, newest first."""
+        return run(table.rows, lambda i, x: self.predict(i, x, table.t[i], first), x, row, history)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .network import Student, combine
-from .table import Array, Table
+from ..arrays import Array
+from .network import Student
+from .table import Table, step
 from .teacher import Teacher
 
 SHRINKAGE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
@@ -23,8 +24,8 @@ def fit_rows(
     teacher: Teacher,
     fit: int,
     window: int,
-    held: int | None = None,
-    known: dict[bytes, Array] | None = None,
+    validating: int | None = None,
+    predictions: dict[bytes, Array] | None = None,
 ) -> tuple[Table, Array]:
     """Fit rows that carry the student's own states to the teacher's at each time, by regularised least squares.
 
@@ -43,10 +44,10 @@ def fit_rows(
         The first `fit` samples are fitted to.
     window : int
         The number of predictions that a row may use.
-    held : int, optional
+    validating : int, optional
         The number of samples after these that validate, by default all; with 0 the shrinkage is 1e-4.
-    known : dict, optional
-        The predictions of earlier fits of the same method and samples, by the times so far: they are not made again.
+    predictions : dict, optional
+        Those of earlier fits of the same method and samples, by the times so far: they are not made again, and new ones are added.
 
     Returns
     -------
@@ -54,30 +55,26 @@ def fit_rows(
     array of shape (N, ...)
         The ends of all these samples.
     """
-    x = student.network.numpy()[: None if held is None else fit + held]
-    table, history = prior, tuple[Array, ...]()
-    known = {} if known is None else known
-    for i in range(len(prior.a)):
-        past = prior.t[: i + 1].tobytes()
-        p = known[past] if past in known else student.predict(i, x, prior.t[i])
-        known[past], history = p, (p, *history)
+    x = student.network.numpy()[: None if validating is None else fit + validating]
+    a, c, history = prior.a.copy(), prior.c.copy(), tuple[Array, ...]()
+    predictions = {} if predictions is None else predictions
+    for i in range(len(a)):
+        so_far = prior.t[: i + 1].tobytes()
+        if so_far not in predictions:
+            predictions[so_far] = student.predict(i, x, prior.t[i])
+        history = (predictions[so_far], *history)
         used = min(window, i + 1)
-        target = teacher.state(prior.t[i + 1])[: len(x)]
-        theta = _row(x, history[:used], target, np.append(prior.a[i], prior.c[i, :used]), fit)
-        if (prior.c[i, used:] != 0).any():
-            raise ValueError(
-                f"window={window!r} is narrower than that of the plan, which uses {int(np.flatnonzero(prior.c[i])[-1]) + 1}"
-            )
-        a, c = table.a.copy(), table.c.copy()
+        if (c[i, used:] != 0).any():
+            raise ValueError(f"window={window!r} is narrower than that of the plan, which uses {int(np.flatnonzero(c[i])[-1]) + 1}")
+        theta = _row(x, history[:used], teacher.state(prior.t[i + 1])[: len(x)], np.append(a[i], c[i, :used]), fit)
         a[i], c[i, :used] = theta[0], theta[1:]
-        table = replace(table, a=a, c=c)
-        x = combine(a[i], x, c[i], history)
-    return table, x
+        x = step(theta, x, history)
+    return replace(prior, a=a, c=c), x
 
 
 def _row(x: Array, history: tuple[Array, ...], target: Array, prior: Array, fit: int) -> Array:
     """Return the coefficients of one row."""
-    columns = [v.reshape(len(v), -1) for v in (x, *history, target - combine(prior[0], x, prior[1:], history))]
+    columns = [v.reshape(len(v), -1) for v in (x, *history, target - step(prior, x, history))]
     gram = np.stack([np.stack([np.einsum("nd,nd->n", u, v) for v in columns], axis=1) for u in columns], axis=1)
     gram /= columns[0].shape[1]
     if len(x) == fit:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Array
 from ..plan import Plan
 from ..sde import Schedule
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class Table:
             base_x, base_p = 1 / plan.next_x[i], -stage / plan.next_x[i]
         return cls(plan.t, a, c)
 
+    @property
+    def rows(self) -> list[list[float]]:
+        """The coefficients theta = (a_i, c_i0, c_i1, ...) of each row, for `step`."""
+        return np.column_stack([self.a, self.c]).tolist()
+
     def plan(self, like: Plan, sde: Schedule, fitted: str) -> Plan:
         """Return the recurrence as a plan with the rows and names of another.
 
@@ -68,18 +72,26 @@ class Table:
         ValueError
             Where the table is no valid plan, such as one whose times do not decrease.
         """
-        n = len(self.a)
         used = np.flatnonzero((self.c != 0).any(axis=0))
         window = int(used[-1]) + 1 if len(used) else 1
-        return replace(
-            like,
-            t=self.t,
-            alpha=sde.alpha(self.t),
-            sigma=sde.sigma(self.t),
-            keep_x=self.a,
-            keep_p=self.c[:, :window],
-            keep_z=np.zeros(n),
-            next_x=np.ones(n),
-            next_p=np.zeros((n, window)),
-            fitted=fitted,
-        )
+        zeros = np.zeros((len(self.a), window))
+        rows: dict[str, Any] = {"t": self.t, "alpha": sde.alpha(self.t), "sigma": sde.sigma(self.t)}
+        rows |= {"keep_x": self.a, "keep_p": self.c[:, :window], "keep_z": zeros[:, 0], "next_x": 1 + zeros[:, 0], "next_p": zeros}
+        return replace(like, **rows, fitted=fitted)
+
+
+def step(theta: Any, x: Any, history: tuple[Any, ...]) -> Any:
+    """Return a x + sum_j c_j history[j] for the coefficients theta = (a, c_0, ...) of a row, without those that are the number 0.
+
+    It is a row of `deis.machine` that keeps what it makes. Arrays and coefficients may be of any framework, and traced.
+    """
+    terms = zip(theta[1:], history, strict=False)
+    return theta[0] * x + sum(c * p for c, p in terms if not (isinstance(c, float) and c == 0))
+
+
+def run(rows: Sequence[Any], predict: Callable[[int, Any], Any], x: Any, first: int = 0, history: tuple[Any, ...] = ()) -> Any:
+    """Return the end of the rows from the one numbered `first` on, with the predictions before it, newest first."""
+    for i in range(first, len(rows)):
+        history = (predict(i, x), *history)
+        x = step(rows[i], x, history)
+    return x

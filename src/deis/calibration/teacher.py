@@ -13,18 +13,17 @@ from typing import Any, overload
 import numpy as np
 
 from ..arguments import number, whole
-from ..backends.numpy import combine
+from ..arrays import AnyArray as Array
 from ..files import replacing
 from ..grids import times_of_levels
 from ..machine import run_rows
 from ..methods import make_plan
-from ..methods.adams import adams
-from ..methods.step import choose_form
+from ..methods.adams import adams, choose_form
 from ..model.predictions import coefficients
 from ..plan import Plan
 from ..sde import Schedule
 from .network import Model, Network, rmse
-from .table import Array
+from .table import step
 
 FIRST_STEPS, MOST_STEPS, FEW = 32, 1024, 8
 ROUGH = 0.05
@@ -288,7 +287,7 @@ def _run(network: Network, plan: Plan, x_T: Array, observe: Any) -> None:
     def told(i: int, x: Array) -> None:
         observe(i, x, last[0])
 
-    x = run_rows(plan.rows, predict, combine, x_T, told)
+    x = run_rows(plan, predict, lambda a, x, c, history: step((a, *c), x, history), x_T, told)
     if not np.isfinite(x).all():
         raise ValueError("the teacher diverges: its end is not finite; check the model's schedule and what it predicts")
 
