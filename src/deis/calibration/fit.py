@@ -407,4 +407,4 @@ def _check_teacher(teacher: Teacher, model: Model, samples: Any, condition: Any,
     if model is not teacher.network.model:
         raise ValueError("teacher was made for another model; make one for this with deis.make_teacher(model, samples)")
     if not allow_rough:
-        refuse_rough(teacher.self_error, teacher.end, len(teacher.t) - 1)
+        refuse_rough(teacher)

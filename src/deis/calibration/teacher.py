@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from ..arguments import number, whole
-from ..arrays import AnyArray as Array
+from ..arrays import Array
 from ..files import replacing
 from ..grids import times_of_levels
 from ..machine import run_rows
@@ -22,40 +23,15 @@ from ..methods.adams import adams, choose_form
 from ..model.predictions import coefficients
 from ..plan import Plan
 from ..sde import Schedule
-from .network import Model, Network, rmse
+from .frames import Frames, Record, writer
+from .network import Model, Network, rmse, size
 from .table import step
 
-FIRST_STEPS, MOST_STEPS, FEW = 32, 1024, 8
+FIRST_STEPS, MOST_STEPS = 32, 1024
+PILOTS = 8  # samples by which the number of steps is chosen
 ROUGH = 0.05
 """How far, in root mean squares of the end, twice the steps may move it where the caller gives the steps. The order is 4, so that
 what is left then is some sixteen times less."""
-
-
-@dataclass(frozen=True)
-class Frames(Sequence[Array]):
-    """Arrays in the safetensors files of a folder, one file a time, read when they are asked for."""
-
-    folder: Path
-    name: str
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, i: int) -> Array: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[Array]: ...
-    def __getitem__(self, i: int | slice) -> Array | Sequence[Array]:
-        from safetensors.numpy import load_file
-
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(self.length))]
-        return load_file(frame(self.folder, range(self.length)[i]))[self.name]
-
-
-def frame(folder: Path, i: int) -> Path:
-    return folder / f"teacher-{i:04d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -174,39 +150,30 @@ def make_teacher(
     # Half as many steps tell whether the end stands still.
     steps, tol = None if steps is None else whole("steps", steps, 2), number("tol", tol, above=0)
     network = Network(model, samples, condition, batch, progress)
-    few = Network(model, samples[:FEW], None if condition is None else condition[:FEW], batch, progress)
-    x_T = network.numpy()
+    pilots = Network(model, samples[:PILOTS], None if condition is None else condition[:PILOTS], batch, progress)
     form = choose_form(network.sde, np.array([network.sde.t_start]))
-    start = _check_deterministic(few, x_T[:FEW], form)
-    kept = None if folder is None else _load(network, Path(folder), form, start)
-    if kept is not None:
-        if not allow_rough:
-            refuse_rough(kept.self_error, kept.end, len(kept.t) - 1)
-        return kept
-    plan, coarser = _converged(few, x_T[:FEW], form, steps, tol, allow_rough)
-    network.evaluations = few.evaluations
-    size = 2 * (len(plan.t)) * x_T.size * (4 if network.x_T.dtype.itemsize <= 4 else 8)
-    if folder is not None or size > memory:
-        keep = tempfile.TemporaryDirectory(prefix="deis-teacher-") if folder is None else None
-        path = Path(keep.name if keep else folder or "")
-        path.mkdir(parents=True, exist_ok=True)
-        self_error = _store(network, plan, x_T, path, coarser, allow_rough)
-        m = len(plan.t)
-        return Teacher(network, plan.t, form, Frames(path, "x", m), Frames(path, "p", m - 1), self_error, keep)
-    states, predictions = _integrate(network, plan, x_T)
-    self_error = _distance(states[-1], coarser)
+    first = _check_deterministic(pilots, form)
+    kept = None if folder is None else _load(network, Path(folder), form, first)
+    if kept is None:
+        plan, coarser = _converged(pilots, form, steps, tol, allow_rough)
+        network.evaluations = pilots.evaluations
+        teacher = _integrated(network, plan, coarser, memory, folder)
+    else:
+        teacher = kept
     if not allow_rough:
-        refuse_rough(self_error, states[-1], len(plan.rows))
-    return Teacher(network, plan.t, form, states, predictions, self_error)
+        refuse_rough(teacher)
+    if folder is not None and kept is None:
+        _finish(teacher, Path(folder))
+    return teacher
 
 
-def refuse_rough(self_error: float, end: Array, steps: int) -> None:
+def refuse_rough(teacher: Teacher) -> None:
     """Raise ValueError where a teacher has not converged."""
-    size = float(np.sqrt(np.square(end).mean()))
-    if not self_error <= ROUGH * size:
+    end, steps = size(teacher.end), len(teacher.t) - 1
+    if not teacher.self_error <= ROUGH * end:
         raise ValueError(
-            f"the teacher has not converged: its end moves by {self_error:.2g} from {max(steps // 2, 1)} to {steps} steps, which "
-            f"is more than {ROUGH:g} of its root mean square of {size:.2g}; give more than steps={steps} (in an empty folder, "
+            f"the teacher has not converged: its end moves by {teacher.self_error:.2g} from {max(steps // 2, 1)} to {steps} steps, "
+            f"which is more than {ROUGH:g} of its root mean square of {end:.2g}; give more than steps={steps} (in an empty folder, "
             "where it is kept in one), check the model's schedule and what it predicts, or say allow_rough=True"
         )
 
@@ -220,23 +187,32 @@ def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
     return make_plan(sde, adams("eps" if form == "eps" else "data", "vp_t", 3), steps, phase, power)
 
 
-def _distance(end: Array, coarser: Array) -> float:
-    """Return the median distance of the first ends from those of half as many steps."""
-    return float(np.median(rmse(end[: len(coarser)], coarser)))
+def _check_deterministic(network: Network, form: str) -> Array:
+    """Return the first predictions, or raise where they are not finite or the same when they are made twice."""
+    x_T, t = network.numpy(), network.sde.t_start
+    first, second = (network.predict(x_T, t, form) for _ in range(2))
+    if not np.isfinite(first).all():
+        raise ValueError(f"model returned NaN or infinity at t={t!r}, at the noise itself; check the samples and the model")
+    if rmse(first, second).max() > 1e-3 * size(first):
+        raise ValueError(
+            "model returned different predictions when it was called twice on the same x and t: turn dropout and other randomness "
+            "off, as by model.eval() in torch or nnx.Module.eval() in flax"
+        )
+    return first
 
 
-def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: float, allow_rough: bool) -> tuple[Plan, Array]:
+def _converged(pilots: Network, form: str, steps: int | None, tol: float, allow_rough: bool) -> tuple[Plan, Array]:
     """Return the plan whose end moves less than tol from that of half as many steps, and the latter."""
-    most = MOST_STEPS if few.sde.num_times is None else len(times_of_levels(few.sde)) - 1
+    most = MOST_STEPS if pilots.sde.num_times is None else len(times_of_levels(pilots.sde)) - 1
     number = min(steps or 2 * FIRST_STEPS, most)
-    before = _integrate(few, dense_plan(few.sde, max(number // 2, 1), form), x_T)[0][-1]
+    before = _integrate(pilots, dense_plan(pilots.sde, max(number // 2, 1), form))
     while True:
-        plan = dense_plan(few.sde, number, form)
+        plan = dense_plan(pilots.sde, number, form)
         if steps is not None:
             return plan, before
-        end = _integrate(few, plan, x_T)[0][-1]
+        end = _integrate(pilots, plan)
         self_error = _distance(end, before)
-        if self_error <= tol * float(np.sqrt(np.square(end).mean())) or (number == most and (few.sde.num_times or allow_rough)):
+        if self_error <= tol * size(end) or (number == most and (pilots.sde.num_times or allow_rough)):
             return plan, before
         if number == most:
             raise ValueError(
@@ -246,34 +222,14 @@ def _converged(few: Network, x_T: Array, form: str, steps: int | None, tol: floa
         number, before = min(2 * number, most), end
 
 
-def _check_deterministic(network: Network, x_T: Array, form: str) -> Array:
-    t = network.sde.t_start
-    first, second = (network.predict(x_T, t, form) for _ in range(2))
-    if not np.isfinite(first).all():
-        raise ValueError(f"model returned NaN or infinity at t={t!r}, at the noise itself; check the samples and the model")
-    if rmse(first, second).max() > 1e-3 * np.sqrt(np.square(first).mean()):
-        raise ValueError(
-            "model returned different predictions when it was called twice on the same x and t: turn dropout and other randomness "
-            "off, as by model.eval() in torch or nnx.Module.eval() in flax"
-        )
-    return first
+def _distance(end: Array, coarser: Array) -> float:
+    """Return the median distance of the first ends from those of half as many steps."""
+    return float(np.median(rmse(end[: len(coarser)], coarser)))
 
 
-def _integrate(network: Network, plan: Plan, x_T: Array) -> tuple[list[Array], list[Array]]:
+def _integrate(network: Network, plan: Plan, record: Record = lambda i, arrays: None) -> Array:
+    """Return the end of a multistep plan; `record` is told the state and the prediction of each row, in the precision to keep."""
     dtype = np.float32 if network.x_T.dtype.itemsize <= 4 else np.float64
-    states, predictions = [x_T.astype(dtype)], []
-
-    def observe(i: int, x: Array, p: Array) -> None:
-        states.append(x.astype(dtype))
-        predictions.append(p.astype(dtype))
-
-    _run(network, plan, x_T, observe)
-    return states, predictions
-
-
-def _run(network: Network, plan: Plan, x_T: Array, observe: Any) -> None:
-    """Run a multistep plan and tell each row's state and prediction."""
-    last: list[Array] = []
 
     def predict(i: int, x: Array) -> Array:
         if not np.isfinite(x).all():
@@ -281,44 +237,49 @@ def _run(network: Network, plan: Plan, x_T: Array, observe: Any) -> None:
                 f"the teacher diverges: its state is not finite at t={plan.t[i].item()!r}; check the model's schedule, what it "
                 "predicts, and whether it was trained at these times (start later with sampling_T=)"
             )
-        last[:] = [network.predict(x, plan.t[i], plan.form)]
-        return last[0]
+        p = network.predict(x, plan.t[i], plan.form)
+        record(i, {"x": x.astype(dtype), "p": p.astype(dtype)})
+        return p
 
-    def told(i: int, x: Array) -> None:
-        observe(i, x, last[0])
-
-    x = run_rows(plan, predict, lambda a, x, c, history: step((a, *c), x, history), x_T, told)
-    if not np.isfinite(x).all():
+    end = run_rows(plan, predict, lambda a, x, c, history: step((a, *c), x, history), network.numpy())
+    if not np.isfinite(end).all():
         raise ValueError("the teacher diverges: its end is not finite; check the model's schedule and what it predicts")
+    record(len(plan.rows), {"x": end.astype(dtype)})
+    return end.astype(dtype)
 
 
-def _store(network: Network, plan: Plan, x_T: Array, folder: Path, coarser: Array, allow_rough: bool) -> float:
-    """Write a file a time, and at last the one that says that all are there; return the self-error."""
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise ImportError("a teacher on disk needs safetensors: pip install safetensors") from None
-    dtype = np.float32 if network.x_T.dtype.itemsize <= 4 else np.float64
-    before = [x_T]
+def _integrated(network: Network, plan: Plan, coarser: Array, memory: int, folder: str | Path | None) -> Teacher:
+    """Return the teacher that a plan makes, on disk where there is a folder or too little memory."""
+    m, keep = len(plan.t), None
+    if folder is None and 2 * m * math.prod(network.x_T.shape) * (4 if network.x_T.dtype.itemsize <= 4 else 8) > memory:
+        keep = tempfile.TemporaryDirectory(prefix="deis-teacher-")
+        folder = keep.name
+    states: Sequence[Array]
+    predictions: Sequence[Array]
+    if folder is None:
+        frames: list[dict[str, Array]] = []
+        end = _integrate(network, plan, lambda i, arrays: frames.append(arrays))
+        states, predictions = [arrays["x"] for arrays in frames], [arrays["p"] for arrays in frames[:-1]]
+    else:
+        end = _integrate(network, plan, writer(Path(folder)))
+        states, predictions = Frames(Path(folder), "x", m), Frames(Path(folder), "p", m - 1)
+    return Teacher(network, plan.t, plan.form, states, predictions, _distance(end, coarser), keep)
 
-    def observe(i: int, x: Array, p: Array) -> None:
-        with replacing(frame(folder, i)) as partial:
-            save_file({"x": before[0].astype(dtype), "p": p.astype(dtype)}, partial)
-        before[:] = [x]
 
-    _run(network, plan, x_T, observe)
-    with replacing(frame(folder, len(plan.rows))) as partial:
-        save_file({"x": before[0].astype(dtype)}, partial)
-    self_error = _distance(before[0], coarser)
-    if not allow_rough:
-        refuse_rough(self_error, before[0], len(plan.rows))
-    about = {"t": plan.t.tolist(), "self_error": self_error, "x_T": _digest(x_T), "schedule": network.sde.name}
+def _finish(teacher: Teacher, folder: Path) -> None:
+    """Write the file that says that all others are there."""
+    network = teacher.network
+    about = {
+        "t": teacher.t.tolist(),
+        "self_error": teacher.self_error,
+        "x_T": _digest(network.numpy()),
+        "schedule": network.sde.name,
+    }
     with replacing(folder / "teacher.json") as partial:
         partial.write_text(json.dumps(about | {"evaluations": network.evaluations}))
-    return self_error
 
 
-def _load(network: Network, folder: Path, form: str, start: Array) -> Teacher | None:
+def _load(network: Network, folder: Path, form: str, first: Array) -> Teacher | None:
     """Return the teacher in a folder, if one was finished there.
 
     Raises
@@ -332,7 +293,7 @@ def _load(network: Network, folder: Path, form: str, start: Array) -> Teacher | 
     m = len(about["t"])
     predictions = Frames(folder, "p", m - 1)
     same = about["x_T"] == _digest(network.numpy()) and about["schedule"] == network.sde.name
-    if not same or rmse(predictions[0][: len(start)], start).max() > 1e-2 * np.sqrt(np.square(start).mean()):
+    if not same or rmse(predictions[0][: len(first)], first).max() > 1e-2 * size(first):
         raise ValueError(
             f"folder={str(folder)!r} holds a teacher of other samples, another schedule or another model; give an empty one"
         )
