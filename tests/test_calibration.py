@@ -16,20 +16,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import deis
 from benchmarks.methods import digits
+from deis.arrays import AnyArray as Array
 from deis.calibration.gauss_newton import _linearise
-from deis.calibration.gradient import _end, _levels, _Parameters, sample_losses
-from deis.calibration.grid import end_weights, exchange, model_free_grid, shortest, teacher_grid
+from deis.calibration.gradient import _noise_levels, _Objective, _Parameters
+from deis.calibration.grid import Jumps, end_weights, exchange, model_free_grid, shortest, teacher_grid
+from deis.calibration.judge import sample_losses
 from deis.calibration.network import Network, Student, rmse
 from deis.calibration.table import Table
 
 from .oracle import gaussian, two_modes
 
 SDE = deis.VPSDE.linear()
-Array = NDArray[Any]
 
 
 def noise(n: int, d: int = 6, seed: int = 0) -> Array:
@@ -222,8 +222,6 @@ def test_exchange_finds_what_single_moves_lead_to(seed: int) -> None:
 def test_a_teacher_grid_lowers_the_jump_errors_it_is_made_of() -> None:
     teacher = deis.make_teacher(bimodal(), noise(32), steps=64)
     build = deis.get_method("tab2")
-    from deis.calibration.grid import Jumps
-
     jumps = Jumps(teacher, "eps")
     ts = teacher_grid(teacher, build, "eps", 6, "method", jumps)
     places = np.searchsorted(-jumps.t, -ts)
@@ -446,11 +444,10 @@ def test_the_gradient_is_that_of_the_end_in_coefficients_and_times() -> None:
     plan, x_T = deis.make_plan(SDE, "unipc2", nfe=4), noise(6)
     student = Student(Network(torch_model(), torch.from_numpy(x_T)), plan)
     parameters = _Parameters.of(student, Table.of(plan), 4, True)
-    theta, z = torch.zeros(4, 5, dtype=torch.float64, requires_grad=True), torch.zeros(4, dtype=torch.float64, requires_grad=True)
-    t = parameters.times(z, torch)
-    levels = torch.from_numpy(_levels(student, t.detach().numpy()))
-    numbers = parameters.coefficients(theta, torch)
-    _end(student, numbers, t, levels, t.detach(), torch.from_numpy(x_T), torch_model(), lambda f: f).sum().backward()
+    theta, z = (torch.from_numpy(value).requires_grad_() for value in parameters.zeros())
+    levels = torch.from_numpy(_noise_levels(student, parameters.table(*parameters.zeros())))
+    objective = _Objective(student, parameters, "robust", 1.0)
+    objective.end((theta, z), torch.from_numpy(x_T), levels, torch_model(), lambda f: f).sum().backward()
 
     def difference(place: tuple[str, tuple[int, ...]]) -> float:
         ends = []

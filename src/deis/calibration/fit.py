@@ -21,8 +21,9 @@ from ..methods.layout import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
 from .gauss_newton import fit_ends
-from .gradient import LOSSES, Loss, fit_gradient, measured
+from .gradient import fit_gradient
 from .grid import GridCost, Jumps, exchange, model_free_grid, teacher_grid
+from .judge import LOSSES, Loss, measured
 from .network import Model, Student, rmse
 from .regression import fit_rows
 from .table import Table
@@ -92,7 +93,7 @@ def calibrate(
     iterations : int
         Gauss-Newton iterations, at most.
     loss : {"robust", "huber", "l1", "l2"} or callable
-        Of the stage "gradient", see `deis.calibration.gradient.sample_losses`; or a function (x_0, target) -> shape (batch,), as
+        Of the stage "gradient", see `deis.calibration.judge.sample_losses`; or a function (x_0, target) -> shape (batch,), as
         LPIPS is, in the model's framework, whose median is then the error by which every stage is judged.
     steps : int
         Of the stage "gradient": Adam's steps, at most.
