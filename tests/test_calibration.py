@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 import deis
 from benchmarks.methods import digits
-from deis.arrays import AnyArray as Array
+from deis.arrays import Array
 from deis.calibration.gauss_newton import _linearise
 from deis.calibration.gradient import _noise_levels, _Objective, _Parameters
-from deis.calibration.grid import Jumps, end_weights, exchange, model_free_grid, shortest, teacher_grid
+from deis.calibration.grid import Jumps, exchange, shortest, teacher_grid
 from deis.calibration.judge import sample_losses
+from deis.calibration.model_free import end_weights, model_free_grid
 from deis.calibration.network import Network, Student, rmse
 from deis.calibration.table import Table
 

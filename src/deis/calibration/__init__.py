@@ -2,7 +2,8 @@
 
 from .family import PlanFamily, calibrate_family
 from .fit import calibrate, calibration_report
-from .grid import model_free_grid, teacher_grid
+from .grid import teacher_grid
+from .model_free import model_free_grid
 from .teacher import Teacher, make_teacher
 
 __all__ = [

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..arguments import flag, function, kind, number, one_of, whole
-from ..arrays import AnyArray as Array
+from ..arrays import Array, Indices
 from ..methods import ANALYTICAL, get_method, make_plan
 from ..methods.layout import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
 from .gauss_newton import fit_ends
 from .gradient import fit_gradient
-from .grid import GridCost, Jumps, exchange, model_free_grid, teacher_grid
+from .grid import GridCost, Jumps, exchange, teacher_grid
 from .judge import LOSSES, Loss, measured
+from .model_free import model_free_grid
 from .network import Model, Student, rmse
 from .regression import fit_rows
 from .table import Table
@@ -246,7 +247,7 @@ class _Run:
 
         known: dict[bytes, Array] = {}
 
-        def value(places: Array) -> float:
+        def value(places: Indices) -> float:
             if len(known) > _MOST_KNOWN:
                 known.clear()
             moved = self.rebuilt(build, teacher.t[places], "")

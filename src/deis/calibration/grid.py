@@ -1,4 +1,4 @@
-"""Time grids fitted to a teacher, by dynamic programming and exchange; and a grid that needs no model."""
+"""Time grids fitted to a teacher: chosen among its times, by dynamic programming and exchange."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from typing import Literal
 
 import numpy as np
 
-from ..arrays import AnyArray as Array
-from ..grids import continuous_grid, distinct_times
-from ..methods import make_plan
-from ..methods.layout import Builder
+from ..arrays import Array, Indices
+from ..methods.adams import Builder
 from ..plan import Plan
-from ..sde import Schedule
 from .table import Table
 from .teacher import Teacher
 
-Cost = Callable[[list[int], Array], Array]
+Cost = Callable[[list[int], Indices], Array]
 """cost(path, ends) -> shape (len(ends),): the error of the jumps from path[-1], reached by the path, to each of the ends."""
 MOST_SAMPLES = 64
 MOST_TIMES = 160
 _SWEEPS = 3
-_GREATEST_RHO = 1e3  # where alpha is 0, what is predicted of x_0 errs by no more than the data's own size
 
 
 class Jumps:
@@ -54,11 +50,11 @@ class Jumps:
         v = np.stack([vector.reshape(len(vector), -1) for vector in vectors], axis=1).astype(np.float64)
         self.gram = v @ v.transpose(0, 2, 1) / v.shape[2]
 
-    def columns(self, b: int, nodes: list[int]) -> Array:
+    def columns(self, b: int, nodes: list[int]) -> Indices:
         """Return the places of x_b and of the predictions at the nodes."""
         return np.array([b, *(self.m + 1 + node for node in nodes)])
 
-    def errors(self, ends: Array, columns: Array, weights: Array) -> Array:
+    def errors(self, ends: Indices, columns: Indices, weights: Array) -> Array:
         """Return the errors of jumps to the ends, with weights of shape (len(ends), len(columns))."""
         gram = self.gram[:, columns[:, None], columns]
         cross = self.gram[:, ends[:, None], columns]
@@ -66,7 +62,7 @@ class Jumps:
         square += np.einsum("ek,nkl,el->ne", weights, gram, weights, optimize=True)
         return np.sqrt(np.maximum(square, 0)).mean(axis=0) / self.alpha[ends]
 
-    def euler(self, path: list[int], ends: Array) -> Array:
+    def euler(self, path: list[int], ends: Indices) -> Array:
         """Return the errors of DDIM's jumps: the cost of GITS (arXiv 2405.11326), in x/alpha."""
         b = path[-1]
         if self.form == "eps":
@@ -77,7 +73,7 @@ class Jumps:
             c = self.alpha[ends] - a * self.alpha[b]
         return self.errors(ends, self.columns(b, [b]), np.stack([a, c], axis=1))
 
-    def fitted(self, path: list[int], ends: Array) -> Array:
+    def fitted(self, path: list[int], ends: Indices) -> Array:
         """Return the errors of the jumps whose weights of x and the three newest predictions are least squares over the samples."""
         columns = self.columns(path[-1], path[:-4:-1])
         gram = self.gram[:, columns[:, None], columns].mean(axis=0)
@@ -86,18 +82,16 @@ class Jumps:
         ridge = gram / np.outer(scale, scale) + 1e-8 * np.eye(len(columns))
         return self.errors(ends, columns, np.linalg.solve(ridge, (cross / scale).T).T / scale)
 
-    def of_plan(self, places: Array, plan: Plan) -> float:
+    def of_plan(self, places: Indices, plan: Plan) -> float:
         """Return the sum of the errors of the jumps of a plan whose times are t[places], each from the teacher's own states."""
-        table = Table.of(plan)
         total = 0.0
-        for i in range(len(table.a)):
+        for i, row in enumerate(Table.of(plan).rows):
             columns = self.columns(int(places[i]), places[i::-1].tolist())
-            weights = np.append(table.a[i], table.c[i, : i + 1])
-            total += float(self.errors(places[i + 1 : i + 2], columns, weights[None])[0])
+            total += float(self.errors(places[i + 1 : i + 2], columns, np.array([row[: i + 2]]))[0])
         return total
 
 
-def shortest(cost: Cost, m: int, steps: int) -> Array:
+def shortest(cost: Cost, m: int, steps: int) -> Indices:
     """Return the places 0 = b_0 < ... < b_steps = m of the path of the least sum of costs, by dynamic programming.
 
     The cost of a jump may depend on the path before it; the best path to each place is the one that is carried on, which is
@@ -120,7 +114,7 @@ def shortest(cost: Cost, m: int, steps: int) -> Array:
     return np.array(paths[steps, m])
 
 
-def exchange(value: Callable[[Array], float], places: Array, shifts: Sequence[int] = (8, 4, 2, 1)) -> Array:
+def exchange(value: Callable[[Indices], float], places: Indices, shifts: Sequence[int] = (8, 4, 2, 1)) -> Indices:
     """Return the places after moving single inner ones, by less and less: up to three times each, as long as the value falls."""
     least = value(places)
     for shift in shifts:
@@ -139,6 +133,7 @@ def exchange(value: Callable[[Array], float], places: Array, shifts: Sequence[in
 
 
 GridCost = Literal["euler", "fitted", "method"]
+COSTS: tuple[GridCost, ...] = ("euler", "fitted", "method")
 
 
 def teacher_grid(
@@ -165,7 +160,7 @@ def teacher_grid(
     places = shortest(jumps.euler if cost == "euler" else jumps.fitted, jumps.m, num_step)
     if cost == "method":
 
-        def value(places: Array) -> float:
+        def value(places: Indices) -> float:
             plan = build(teacher.sde, jumps.t[places], "")
             if not plan.accepts.all():
                 raise ValueError(f"cost='method' needs a method without stages, and {plan.method!r} has some; give cost='euler'")
@@ -173,47 +168,3 @@ def teacher_grid(
 
         places = exchange(value, places)
     return jumps.t[places]
-
-
-def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: float = 1.0) -> Array:
-    r"""Return times that minimise a bound of the global error, without any model (Xue et al., CVPR 2024, arXiv 2402.17376).
-
-    The end is a sum of the x_T and the predictions p_i with the weights W_i of the plan. If x_0 is predicted to within rho^power,
-    the error of the end is at most sum_i |W_i| rho(t_i)^power, and rho^(power - 1) in the eps form; it is minimised over the inner
-    times.
-
-    Parameters
-    ----------
-    power : float
-        1 for pixels and 2 for latents in the paper.
-    """
-    from scipy.optimize import minimize
-
-    dense = continuous_grid(sde, 256, "vp_t", 2.0)
-    place = np.linspace(0, 1, len(dense))
-
-    def times(z: Array) -> Array:
-        """Return the times whose increments along the dense grid are in the ratio exp(z): they stay in order."""
-        inner = np.cumsum(np.exp(z - z.max()))
-        ts = np.append(np.interp(np.append(0.0, inner[:-1] / inner[-1]), place, dense), dense[-1])
-        return ts if sde.num_times is None else distinct_times(ts, sde)
-
-    def bound(z: Array) -> float:
-        plan = make_plan(sde, method, ts=times(z))
-        rho = np.minimum(sde.rho(plan.t[:-1]), _GREATEST_RHO)
-        return float(np.abs(end_weights(plan)) @ rho ** (power - (plan.form == "eps")))
-
-    step = 1e-3 if sde.num_times is None else 0.1
-    found = minimize(bound, np.zeros(num_step), method="SLSQP", bounds=[(-3, 3)] * num_step, options={"maxiter": 50, "eps": step})
-    return times(found.x)
-
-
-def end_weights(plan: Plan) -> Array:
-    """Return the weight W_i of each prediction in the plan's end, shape (n,)."""
-    table = Table.of(plan)
-    n = len(table.a)
-    x = np.zeros(n)
-    for i in range(n):
-        x = table.a[i] * x
-        x[i::-1] += table.c[i, : i + 1]
-    return x
