@@ -343,7 +343,7 @@ def test_what_a_stage_makes_worse_is_not_kept(monkeypatch: pytest.MonkeyPatch) -
         return replace(table, a=1.01 * table.a)
 
     plan = deis.make_plan(SDE, "tab2", nfe=4)
-    monkeypatch.setattr("deis.calibration.fit.fit_ends", worse)
+    monkeypatch.setattr("deis.calibration.stages.fit_ends", worse)
     fitted = deis.calibrate(plan, bimodal(), noise(48, 8), stages=("least_squares", "gauss_newton"), teacher=64)
     before = deis.calibrate(plan, bimodal(), noise(48, 8), stages=("least_squares",), teacher=64)
     assert np.array_equal(fitted.keep_x, before.keep_x)
@@ -663,7 +663,7 @@ def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("deis.calibration.fit.fit_ends", interrupted)
+        patch.setattr("deis.calibration.stages.fit_ends", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run()
     first = evaluations

@@ -1,9 +1,10 @@
 """Calibration: fit the table of a plan to a model; see `calibrate`."""
 
 from .family import PlanFamily, calibrate_family
-from .fit import calibrate, calibration_report
+from .fit import calibrate
 from .grid import teacher_grid
 from .model_free import model_free_grid
+from .report import calibration_report
 from .teacher import Teacher, make_teacher
 
 __all__ = [

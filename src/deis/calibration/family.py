@@ -13,8 +13,9 @@ import numpy as np
 from ..arguments import array, function, number, shown
 from ..files import digest, parse, read, replacing
 from ..plan import Plan
-from .fit import calibrate, checked_stages
+from .fit import calibrate
 from .network import Model
+from .stages import checked_stages
 
 FORMAT, VERSION = "deis.plan_family", 2
 

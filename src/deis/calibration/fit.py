@@ -1,4 +1,4 @@
-"""Calibration, stage by stage."""
+"""Calibration, stage by stage: `calibrate`, and what it keeps account of."""
 
 from __future__ import annotations
 
@@ -15,24 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..arguments import flag, function, kind, number, one_of, whole
-from ..arrays import Array, Indices
-from ..methods import ANALYTICAL, get_method, make_plan
-from ..methods.layout import Builder
+from ..methods.adams import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
-from .gauss_newton import fit_ends
-from .gradient import fit_gradient
-from .grid import GridCost, Jumps, exchange, teacher_grid
 from .judge import LOSSES, Loss, measured
-from .model_free import model_free_grid
-from .network import Model, Student, rmse
-from .regression import fit_rows
+from .network import Model, Student
+from .report import provenance
+from .search import search_of
+from .stages import STAGES, Task, checked_stages
 from .table import Table
 from .teacher import Teacher, make_teacher, refuse_rough
-
-_FEW = 32  # samples by which a grid is judged
-_MOST_KNOWN = 128
-STAGES = ("grid", "least_squares", "gauss_newton", "gradient")
 
 
 def calibrate(
@@ -142,183 +134,71 @@ def calibrate(
             teacher = make_teacher(model, samples, progress=bar, **made)
         teacher.network.progress = bar
         plan = _nearest(plans, teacher, loss)
-        build, fit = _builder(plan, method, teacher), _split(plan, teacher, validation)
-        records = list(plan.provenance.get("stages", []))
-        run = _Run(plan, teacher, fit, window or len(plan.rows), build, folder, loss, records)
+        search, fit = search_of(plan, method, teacher), _split(plan, teacher, validation)
+        task = Task(teacher, search, fit, window or len(plan.rows), loss, times, iterations, steps)
+        run = _Run(task, plan, None if folder is None else Path(folder), list(plan.provenance.get("stages", [])))
         run.start(teacher.network.evaluations - before, time.perf_counter() - began, allow_rough)
         for name in stages:
-            run.stage(name, times, iterations, steps)
+            run.stage(name)
     return run.best
 
 
 @dataclass
 class _Run:
-    """A calibration under way: the best plan so far, and its error."""
+    """A calibration under way: the best plan so far, its error, and what is told of the stages."""
 
+    task: Task
     best: Plan
-    teacher: Teacher
-    fit: int
-    """The first samples are fitted to, and the others validate."""
-    window: int
-    build: Builder | None
-    folder: str | Path | None
-    loss: Loss
+    folder: Path | None
     records: list[dict[str, Any]]
-    candidates: list[Plan] = field(default_factory=list)
-    """Plans on other grids, which the least squares may do better from than from the best of them."""
     error: float = np.inf
-
-    def student(self, plan: Plan) -> Student:
-        return Student(self.teacher.network, plan)
-
-    def measure(self, plan: Plan) -> float:
-        return measured(self.student(plan), Table.of(plan), self.teacher, self.fit, self.loss)
+    done: list[str] = field(default_factory=list)
 
     def start(self, evaluations: int, seconds: float, allow_rough: bool) -> None:
         """Measure the plan that was given, and compare it with the teacher."""
-        self.error = self.measure(self.best)
+        teacher, self.error = self.task.teacher, self.task.error(self.best)
         if not np.isfinite(self.error):
             raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
-        if not allow_rough and self.teacher.self_error > 0.5 * self.error:
+        if not allow_rough and teacher.self_error > 0.5 * self.error:
             raise ValueError(
-                f"the teacher is too coarse: its end moves by {self.teacher.self_error:.2g} when its steps are doubled, and the "
-                f"plan is within {self.error:.2g} of it already; make a teacher of more than {len(self.teacher.t) - 1} steps, or "
+                f"the teacher is too coarse: its end moves by {teacher.self_error:.2g} when its steps are doubled, and the "
+                f"plan is within {self.error:.2g} of it already; make a teacher of more than {len(teacher.t) - 1} steps, or "
                 "say allow_rough=True"
             )
         self.note("teacher", self.error, evaluations, seconds)
 
     def note(self, name: str, before: float, evaluations: int, seconds: float) -> None:
-        self.records.append(
-            {
-                "stage": name,
-                "before": before,
-                "after": self.error,
-                "evaluations": evaluations / len(self.teacher.states[0]),
-                "seconds": round(seconds, 1),
-            }
-        )
+        """Record a stage: the errors before and after, the evaluations of each sample, and the time it took."""
+        numbers = {"evaluations": evaluations / len(self.task.teacher.states[0]), "seconds": round(seconds, 1)}
+        self.records.append({"stage": name, "before": before, "after": self.error, **numbers})
 
-    def stage(self, name: str, times: bool, iterations: int, steps: int) -> None:
-        """Do one stage, or take what an earlier run made of it; keep its plan where the error is smaller."""
-        network, began, before = self.teacher.network, time.perf_counter(), self.error
-        start = replace(self.best, provenance={}).document()["sha256"]
-        key = json.dumps([start, name, self.fit, self.window, times, iterations, repr(self.loss), steps, self.teacher.t.tolist()])
-        path = None if self.folder is None else Path(self.folder) / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    def stage(self, name: str) -> None:
+        """Do one stage, and keep its plan where the error is smaller."""
+        network, began, before = self.task.teacher.network, time.perf_counter(), self.error
         spent = network.evaluations
-        if path is not None and path.exists():
-            plan = load_plan(path)
-            if name == "grid":
-                self.candidates = self.grids()
-        else:
-            plan = self.found(name, times, iterations, steps)
-            if path is not None:
-                plan.save(path)
-        error = self.measure(plan)
+        plan = self.found(name)
+        error = self.task.error(plan)
         if error < self.error:
             self.best, self.error = plan, error
+        self.done.append(name)
         self.note(name, before, network.evaluations - spent, time.perf_counter() - began)
-        self.best = replace(self.best, provenance=self.provenance())
+        self.best = replace(self.best, provenance=provenance(self.task.teacher, self.task.fit, self.records))
 
-    def found(self, name: str, times: bool, iterations: int, steps: int) -> Plan:
-        """Return the plan of a stage, better or not."""
-        if name == "grid":
-            self.candidates = self.grids()
-            return min(self.candidates, key=self.measure)
-        if name == "least_squares":
-            start = min((self.best, *self.candidates), key=lambda plan: self.measure(self.regressed(plan)))
-            moved = [self.exchanged(start, self.build)] if self.build and self.candidates and start.accepts.all() else []
-            return min((self.regressed(plan) for plan in (start, *moved)), key=self.measure)
-        student, table = self.student(self.best), Table.of(self.best)
-        if name == "gauss_newton":
-            table = fit_ends(student, table, self.teacher, self.fit, self.window, iterations=iterations, times=times)
-        else:
-            table = fit_gradient(student, table, self.teacher, self.fit, self.window, loss=self.loss, steps=steps, times=times)
-        return self.plan(table, self.best)
+    def found(self, name: str) -> Plan:
+        """Return the plan of a stage, as an earlier run left it in the folder or anew."""
+        path = None if self.folder is None else self.folder / f"{name}-{self.key(name)}.json"
+        if path is not None and path.exists():
+            return load_plan(path)
+        plan = STAGES[name](self.task, self.best, self.done)
+        if path is not None:
+            plan.save(path)
+        return plan
 
-    def regressed(self, plan: Plan) -> Plan:
-        return self.plan(fit_rows(self.student(plan), Table.of(plan), self.teacher, self.fit, self.window)[0], plan)
-
-    def exchanged(self, plan: Plan, build: Builder) -> Plan:
-        """Return the method's plan on those of the teacher's times that are best after the regression of a few samples."""
-        teacher, few = self.teacher, min(self.fit, _FEW)
-        places = np.unique([int(np.argmin(np.abs(teacher.t - t))) for t in plan.ts])
-        if len(places) < len(plan.ts):
-            return plan
-
-        known: dict[bytes, Array] = {}
-
-        def value(places: Indices) -> float:
-            if len(known) > _MOST_KNOWN:
-                known.clear()
-            moved = self.rebuilt(build, teacher.t[places], "")
-            _, end = fit_rows(self.student(moved), Table.of(moved), teacher, few, self.window, 0, known)
-            return float(np.log(np.maximum(rmse(end, teacher.end[:few]), 1e-12)).mean())
-
-        return self.rebuilt(build, teacher.t[exchange(value, places, (4, 2, 1))], "teacher grid, by regression")
-
-    def rebuilt(self, build: Builder, ts: Array, grid: str) -> Plan:
-        """Return the plan of the method on other times, with the analytical first step of the one that was given."""
-        plan = replace(make_plan(self.teacher.sde, build, ts=ts), grid=grid)
-        if self.best.calls.all():
-            return plan
-        return replace(plan, calls=self.best.calls, guess=self.best.guess, method=self.best.method)
-
-    def plan(self, table: Table, like: Plan) -> Plan:
-        grid = like.grid if np.array_equal(table.t, like.t) else "fitted times"
-        return replace(table.plan(like, self.teacher.sde, f"a model, on {self.fit} samples"), grid=grid)
-
-    def grids(self) -> list[Plan]:
-        """Return plans of the method on other grids."""
-        if self.build is None:
-            raise ValueError(
-                f"stages has 'grid', and the plan's method {self.best.method!r} is no registered name that builds this plan on its "
-                "own times; give method=, the name or the builder it was made with, or leave the stage out"
-            )
-        sde, num_step, form = self.teacher.sde, self.best.num_step, self.best.form
-        jumps = Jumps(self.teacher, form)
-        costs: tuple[GridCost, ...] = ("euler", "fitted", "method") if self.best.accepts.all() else ("euler", "fitted")
-        grids = {
-            f"teacher grid, {cost} cost": teacher_grid(self.teacher, self.build, form, num_step, cost, jumps) for cost in costs
-        }
-        grids["model-free grid"] = model_free_grid(sde, self.build, num_step)
-        return [self.rebuilt(self.build, ts, name) for name, ts in grids.items()]
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what the calibrated plan tells of its making."""
-        teacher, samples = self.teacher, len(self.teacher.states[0])
-        return {
-            "samples": self.fit,
-            "validation": samples - self.fit,
-            "teacher_steps": len(teacher.t) - 1,
-            "teacher_self_error": teacher.self_error,
-            "stages": self.records,
-        }
-
-
-def calibration_report(plan: Plan) -> str:
-    """Return a table of what each stage of a plan's calibration did.
-
-    Raises
-    ------
-    ValueError
-        For a plan that was not calibrated.
-    """
-    kind("plan", plan, Plan, "a deis.Plan, as deis.calibrate returns,")
-    if "stages" not in plan.provenance:
-        raise ValueError(f"plan {plan.method!r} was not calibrated; deis.calibrate does that")
-    about = plan.provenance
-    lines = [
-        f"{plan.method}, {plan.nfe} evaluations, {plan.schedule}; {about['samples']} samples, validated on "
-        f"{about['validation']} others; teacher of {about['teacher_steps']} steps, self-error {about['teacher_self_error']:.2g}",
-        f"{'stage':<15}{'error before':>14}{'after':>10}{'evaluations':>13}{'seconds':>9}",
-    ]
-    for row in about["stages"]:
-        unchanged = row["stage"] != "teacher" and row["after"] >= row["before"]
-        lines.append(
-            f"{row['stage']:<15}{row['before']:>14.5f}{row['after']:>10.5f}{row['evaluations']:>13.0f}{row['seconds']:>9.1f}"
-            + ("  could not improve it" if unchanged else "")
-        )
-    return "\n".join(lines)
+    def key(self, name: str) -> str:
+        """Return a checksum of all that the plan of a stage depends on."""
+        task, start = self.task, replace(self.best, provenance={}).document()["sha256"]
+        settings = [task.fit, task.window, task.times, task.iterations, repr(task.loss), task.steps, task.teacher.t.tolist()]
+        return hashlib.sha256(json.dumps([start, name, *settings]).encode()).hexdigest()[:16]
 
 
 def _split(plan: Plan, teacher: Teacher, validation: float) -> int:
@@ -327,16 +207,15 @@ def _split(plan: Plan, teacher: Teacher, validation: float) -> int:
         raise ValueError(f"validation={validation!r} must lie between 0 and 1: the share of the samples that the fit does not see")
     samples, size = len(teacher.states[0]), teacher.states[0][0].size
     numbers = len(plan.rows) * (len(plan.rows) + 5) // 2
-
-    held = max(1, round(validation * samples))
+    validating = max(1, round(validation * samples))
     needed = max(4, -(-10 * numbers // size))  # to fit to
-    if samples - held < needed or held < 2:
+    if samples - validating < needed or validating < 2:
         enough = math.ceil(max((needed + 0.5) / (1 - validation), 1.5 / validation))  # whichever way the share is rounded
         raise ValueError(
-            f"{samples} samples of {size} numbers, {held} of them for validation, are too few for a table of {numbers} numbers; "
-            f"give {enough} or more" + (", better 64" if enough < 64 else "")
+            f"{samples} samples of {size} numbers, {validating} of them for validation, are too few for a table of {numbers} "
+            f"numbers; give {enough} or more" + (", better 64" if enough < 64 else "")
         )
-    return samples - held
+    return samples - validating
 
 
 def _nearest(plans: Sequence[Plan], teacher: Teacher, loss: Loss) -> Plan:
@@ -356,39 +235,6 @@ def _nearest(plans: Sequence[Plan], teacher: Teacher, loss: Loss) -> Plan:
     if len(plans) == 1:
         return plans[0]
     return min(plans, key=lambda plan: measured(Student(teacher.network, plan), Table.of(plan), teacher, 0, loss))
-
-
-def _builder(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Builder | None:
-    """Return what builds the plan on other times, where it is known; None else.
-
-    Raises
-    ------
-    ValueError
-        Where the method that was given builds another plan.
-    """
-    if method is not None and not isinstance(method, str):
-        function("method, where it is no name,", method, "sde", "ts", "grid")
-    try:
-        build = method if callable(method) else get_method(plan.method.removesuffix(ANALYTICAL) if method is None else method)
-        rebuilt = build(teacher.sde, plan.ts, "")
-        kind("the result of method", rebuilt, Plan, "a deis.Plan,")
-        again = Table.of(rebuilt)
-    except ValueError:
-        if method is None:
-            return None
-        raise
-    table = Table.of(plan)
-    if again.c.shape == table.c.shape and np.allclose(again.c, table.c, 1e-6, 1e-9) and np.allclose(again.a, table.a, 1e-6, 1e-9):
-        return build
-    if method is None:
-        return None
-    raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
-
-
-def checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of stages, or raise where they are none."""
-    kind("stages", stages, Sequence, "a sequence of names,")
-    return tuple(one_of("stages", name, STAGES) for name in ((stages,) if isinstance(stages, str) else stages))
 
 
 def _check(plans: Sequence[Plan], loss: Loss) -> None:
