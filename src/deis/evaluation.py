@@ -85,7 +85,7 @@ def evaluate(
     kind("tag", tag, str, "a string,")
     _check_measures(extractor=extractor, real=real, reference=reference, perceptual=perceptual, decode=decode)
     network = Network(model, samples, condition, batch)
-    if reference is not None and (reference.shape[1:] != network.shape[1:] or len(reference) > len(samples)):
+    if reference is not None and (reference.shape[1:] != tuple(samples.shape[1:]) or len(reference) > len(samples)):
         raise ValueError(f"reference must be solutions of the first samples, and has shape {reference.shape}")
     run = _Run(plan, network, extractor, 0 if reference is None else len(reference), decode, rng, folder, tag)
     parts = []

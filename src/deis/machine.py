@@ -40,10 +40,12 @@ def run_rows(
     x: State,
     observe: Callable[[int, State], Any] | None = None,
     add_noise: AddNoise[State] | None = None,
+    history: tuple[State, ...] = (),
 ) -> State:
     """Run rows on x; see `deis.Plan` for the equations.
 
-    `predict(i, x)` returns the prediction of row i, which calls, in the plan's form; `observe(i, x)` is told the state after row i.
+    `predict(i, x)` returns the prediction of row i, which calls, in the plan's form; `observe(i, x)` is told the state after row i;
+    `history` holds the predictions of rows before these, newest first, where there were some.
 
     Raises
     ------
@@ -51,7 +53,6 @@ def run_rows(
         Where a row adds noise and `add_noise` is missing.
     """
     base: State = x
-    history: tuple[State, ...] = ()
     window = len(rows[0].keep_p)
     for i, row in enumerate(rows):
         history = (predict(i, x) if row.calls else guessed(row, x, combine), *history)

@@ -17,7 +17,7 @@ from . import AddNoise, Backend
 def combine(c_x: Any, x: Array, c_p: Sequence[Any] | Array, history: Sequence[Array]) -> Array:
     """Return c_x x + sum_j c_p[j] history[j]; elementwise, so that no accelerator lowers the precision of a product."""
     total = c_x * x
-    for j, p in enumerate(history):
+    for j, p in enumerate(history[: len(c_p)]):
         total = total + c_p[j] * p
     return total
 

@@ -13,10 +13,10 @@ from . import AddNoise, Backend
 from .streams import streams
 
 
-def combine(c_x: float, x: AnyArray, c_p: Sequence[float], history: Sequence[AnyArray]) -> AnyArray:
+def combine(c_x: Any, x: AnyArray, c_p: Sequence[Any] | AnyArray, history: Sequence[AnyArray]) -> AnyArray:
     """Return c_x x + sum_j c_p[j] history[j] without the terms of weight 0, in a new array unless it is one of them."""
-    total = None if c_x == 0 else x if c_x == 1 else c_x * x
-    for c, p in zip(c_p, history, strict=False):
+    total = None
+    for c, p in ((c_x, x), *zip(c_p, history, strict=False)):
         if c != 0:
             term = p if c == 1 else c * p
             total = term if total is None else total + term

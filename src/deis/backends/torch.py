@@ -13,11 +13,16 @@ from . import AddNoise, Backend
 from .streams import streams
 
 
-def combine(c_x: float, x: Tensor, c_p: Sequence[float], history: Sequence[Tensor]) -> Tensor:
-    """Return c_x x + sum_j c_p[j] history[j], without the terms of weight 0; one kernel a term."""
-    total = None if c_x == 0 else x if c_x == 1 else x * c_x
-    for c, p in zip(c_p, history, strict=False):
-        if c != 0:
+def combine(c_x: Any, x: Tensor, c_p: Sequence[Any] | Tensor, history: Sequence[Tensor]) -> Tensor:
+    """Return c_x x + sum_j c_p[j] history[j], without the terms of weight 0; one kernel a term.
+
+    Coefficients that are tensors, which may record gradients, are not looked at.
+    """
+    total = None
+    for c, p in ((c_x, x), *zip(c_p, history, strict=False)):
+        if isinstance(c, Tensor):
+            total = c * p if total is None else total + c * p
+        elif c != 0:
             total = (p if c == 1 else p * c) if total is None else torch.add(total, p, alpha=c)
     return torch.zeros_like(x) if total is None else total
 

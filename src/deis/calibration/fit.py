@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import flag, function, kind, number, one_of, whole
-from ..methods.adams import Builder
+from ..methods.layout import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
 from .judge import LOSSES, Loss, measured

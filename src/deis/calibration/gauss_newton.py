@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import Array, Indices
+from ..backends.numpy import combine
+from ..machine import advance
 from .network import Student, rmse, size
 from .regression import robust_weights
-from .table import Table, step
+from .table import Table
 from .teacher import Teacher
 
 _DAMPING, _RAISE, _LOWER, _TRIALS = 1e-3, 5.0, 5.0, 7
@@ -95,12 +97,12 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float, 
             by = _time_step(student, table, i, h)
             moved = (student.predict(i, x, table.t[i] + by), *history)
             directions.append(Direction(i, by, np.zeros(0)))
-            ends.append(student.run(table, step(row, x, moved), 0, i + 1, moved))
+            ends.append(student.run(table, advance(row, x, moved, combine)[1], 0, i + 1, moved))
         history = (p, *history)
-        after = step(row, x, history)
+        after = advance(row, x, history, combine)[1]
         sizes[i, : i + 2] = [size(v) / size(after) for v in (x, *history)]
         for theta in _basis(min(window, i + 1)):
-            push = step(theta, x, history)
+            push = combine(theta[0], x, theta[1:], history)
             scale = h * size(after) / max(size(push), np.finfo(float).tiny)
             directions.append(Direction(i, 0.0, scale * theta))
             ends.append(student.run(table, after + scale * push, 0, i + 1, history))

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..backends import backend_of
+from ..backends.numpy import combine
 from ..extras import needs
 from ..foreign import array_namespace, is_jax, is_torch, like, to_numpy
-from ..model.predictions import Denoiser, Level, convert, evaluate, factors
+from ..machine import advance, guessed, run_rows
+from ..model.predictions import Denoiser, Level, Predictor, factors
 from .judge import Loss, measured, sample_losses
 from .network import Student, rmse
-from .table import Table, run, step
+from .table import Table, row_of
 from .teacher import Teacher
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -89,7 +92,7 @@ class _Parameters:
                 basis[i, 1 + j, 1 + j] = scale
                 if differs:
                     basis[i, 1 + j, 2 + j] = -scale
-            x = step(row, x, history)
+            x = advance(row, x, history, combine)[1]
         falling = times and (np.diff(table.t) < 0).all() and student.plan.accepts.all() and not student.plan.discrete and n > 1
         return cls(table, basis, np.log(-np.diff(table.t)) if falling else np.zeros(0))
 
@@ -99,7 +102,7 @@ class _Parameters:
 
     def coefficients(self, theta: Any, xp: Any) -> Any:
         """Return (a, c) as an array of shape (n, n + 1)."""
-        return xp.asarray(np.array(self.start.rows)) + (theta[:, :, None] * xp.asarray(self.basis)).sum(1)
+        return xp.asarray(self.start.theta) + (theta[:, :, None] * xp.asarray(self.basis)).sum(1)
 
     def times(self, z: Any, xp: Any) -> Any:
         """Return the n times of the evaluations."""
@@ -129,9 +132,9 @@ def _noise_levels(student: Student, table: Table) -> Array:
 
 def _predict(denoiser: Denoiser, form: str, x: Any, t: Any, alpha: Any, sigma: Any) -> Any:
     """Call a model at a traced noise level, and convert its output."""
-    level = Level(t, alpha, sigma)
-    m = evaluate(denoiser, x, t + 0 * x.reshape(len(x), -1)[:, 0], level)
-    return convert(m, x, factors(denoiser.predicts, form, level, denoiser.threshold is not None), denoiser.threshold)
+    level, predictor = Level(t, alpha, sigma), Predictor(denoiser, backend_of(x), x.dtype, denoiser.threshold)
+    row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
+    return predictor(x, t + 0 * x.reshape(len(x), -1)[:, 0], level, row)
 
 
 @dataclass(frozen=True)
@@ -151,16 +154,16 @@ class _Objective:
         """Return the ends from x_T for the parameters (theta, z)."""
         plan, xp = self.student.plan, array_namespace(x_T)
         rows, t = (_cast(v, x_T) for v in (self.parameters.coefficients(values[0], xp), self.parameters.times(values[1], xp)))
-        predict = checkpoint(partial(_predict, denoiser, plan.form))
+        predict, multiply = checkpoint(partial(_predict, denoiser, plan.form)), backend_of(x_T).combine
 
         def predicted(i: int, x: Any) -> Any:
             if not plan.calls[i]:
-                return plan.guess[i] * x
+                return guessed(plan.rows[i], x, multiply)
             # The schedule is NumPy's: its value, and its derivative times a difference whose value is 0.
             alpha, sigma = (levels[k][i] + levels[k + 2][i] * (t[i] - levels[0][i]) for k in (1, 2))
             return predict(x, t[i], alpha, sigma)
 
-        return run(rows, predicted, x_T)
+        return run_rows([row_of(theta) for theta in rows], predicted, multiply, x_T)
 
 
 def _cast(v: Any, x: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ..arrays import Array, Indices
-from ..methods.adams import Builder
+from ..methods.layout import Builder
 from ..plan import Plan
 from .table import Table
 from .teacher import Teacher
@@ -85,7 +85,7 @@ class Jumps:
     def of_plan(self, places: Indices, plan: Plan) -> float:
         """Return the sum of the errors of the jumps of a plan whose times are t[places], each from the teacher's own states."""
         total = 0.0
-        for i, row in enumerate(Table.of(plan).rows):
+        for i, row in enumerate(Table.of(plan).theta):
             columns = self.columns(int(places[i]), places[i::-1].tolist())
             total += float(self.errors(places[i + 1 : i + 2], columns, np.array([row[: i + 2]]))[0])
         return total

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import Array
+from ..backends.numpy import combine
 from ..grids import continuous_grid, distinct_times
+from ..machine import run_rows
 from ..methods import make_plan
-from ..methods.adams import Builder
+from ..methods.layout import Builder
 from ..plan import Plan
 from ..sde import Schedule
-from .table import Table, run
+from .table import Table
 
 _GREATEST_RHO = 1e3  # where alpha is 0, what is predicted of x_0 errs by no more than the data's own size
 
@@ -51,4 +53,4 @@ def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: 
 def end_weights(plan: Plan) -> Array:
     """Return the weight W_i of each prediction in the plan's end, shape (n,)."""
     unit = np.eye(len(plan.rows))
-    return run(Table.of(plan).rows, lambda i, x: unit[i], np.zeros(len(unit)))
+    return run_rows(Table.of(plan).rows, lambda i, x: unit[i], combine, np.zeros(len(unit)))

@@ -10,12 +10,15 @@ import numpy as np
 
 from ..arguments import check_state, function, shown, whole
 from ..arrays import Array
-from ..foreign import is_jax, like, no_grad, to_numpy
-from ..model.predictions import Denoiser, Level, convert, factors, times
+from ..backends import backend_of
+from ..backends.numpy import combine
+from ..foreign import is_jax, to_numpy
+from ..machine import guessed, run_rows
+from ..model.predictions import Denoiser, Level, Predictor, factors, times
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from ..sde import Schedule
-from .table import Table, run
+from .table import Table
 
 Model = Denoiser | Pretrained | Callable[[Any], Any]
 
@@ -98,22 +101,24 @@ class Network:
 
     def _predict(self, x: Array, t: float, form: str, first: int) -> Array:
         denoiser = self.denoiser(first, first + len(x))
-        x_in, level = like(x, self.x_T), denoiser.level(t)
-        t_in = times(x_in, t, denoiser.sde.num_times)
+        backend = backend_of(self.x_T)
+        predictor = Predictor(denoiser, backend, self.x_T.dtype, denoiser.threshold)
+        x_in, level = backend.like(x, self.x_T), denoiser.level(t)
+        output = self._compiled(predictor.output, (first, len(x))) if is_jax(x_in) else predictor.output
         row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
-        with no_grad(x_in):
-            m = self._compiled(denoiser, (first, len(x)))(x_in, t_in, level) if is_jax(x_in) else denoiser.at(x_in, t_in, level)
-            return to_numpy(convert(m, x_in, row, denoiser.threshold))
+        with backend.no_grad():
+            m = output(x_in, times(x_in, t, denoiser.sde.num_times), level)
+            return backend.to_host(predictor.prediction(m, x_in, row))
 
-    def _compiled(self, denoiser: Denoiser, batch: tuple[int, int]) -> Callable[[Any, Any, Level], Any]:
+    def _compiled(self, output: Callable[..., Any], batch: tuple[int, int]) -> Callable[[Any, Any, Level], Any]:
         """Compile the model once for all times; and for each batch of conditions, which it closes over."""
         import jax
 
         key = (0, 0) if self.condition is None else batch
         if key not in self._calls:
-            self._calls[key] = jax.jit(denoiser.at)
+            self._calls[key] = jax.jit(output)
         call = self._calls[key]
-        return lambda x, t, level: call(x, t, Level(t[0], *(like(np.array(v), x) for v in level[1:])))
+        return lambda x, t, level: call(x, t, Level(t[0], *(backend_of(x).like(np.array(v), x) for v in level[1:])))
 
 
 def size(x: Array) -> float:
@@ -135,8 +140,12 @@ class Student:
 
     def predict(self, i: int, x: Array, t: float, first: int = 0) -> Array:
         """Return the prediction of row i, which may be one that makes no call."""
-        return self.network.predict(x, t, self.plan.form, first) if self.plan.calls[i] else self.plan.guess[i] * x
+        return self.network.predict(x, t, self.plan.form, first) if self.plan.calls[i] else guessed(self.plan.rows[i], x, combine)
 
     def run(self, table: Table, x: Array, first: int = 0, row: int = 0, history: tuple[Array, ...] = ()) -> Array:
         """Run a table on the samples from `first` on, from a row on, with the predictions before it, newest first."""
-        return run(table.rows, lambda i, x: self.predict(i, x, table.t[i], first), x, row, history)
+
+        def predict(i: int, x: Array) -> Array:
+            return self.predict(row + i, x, table.t[row + i], first)
+
+        return run_rows(table.rows[row:], predict, combine, x, history=history) if row < len(table.a) else x

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..arrays import Array
+from ..backends.numpy import combine
+from ..machine import advance
 from .network import Student
-from .table import Table, step
+from .table import Table, row_of
 from .teacher import Teacher
 
 SHRINKAGE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
@@ -68,13 +70,13 @@ def fit_rows(
             raise ValueError(f"window={window!r} is narrower than that of the plan, which uses {int(np.flatnonzero(c[i])[-1]) + 1}")
         theta = _row(x, history[:used], teacher.state(prior.t[i + 1])[: len(x)], np.append(a[i], c[i, :used]), fit)
         a[i], c[i, :used] = theta[0], theta[1:]
-        x = step(theta, x, history)
+        x = advance(row_of(theta), x, history, combine)[1]
     return replace(prior, a=a, c=c), x
 
 
 def _row(x: Array, history: tuple[Array, ...], target: Array, prior: Array, fit: int) -> Array:
     """Return the coefficients of one row."""
-    columns = [v.reshape(len(v), -1) for v in (x, *history, target - step(prior, x, history))]
+    columns = [v.reshape(len(v), -1) for v in (x, *history, target - combine(prior[0], x, prior[1:], history))]
     gram = np.stack([np.stack([np.einsum("nd,nd->n", u, v) for v in columns], axis=1) for u in columns], axis=1)
     gram /= columns[0].shape[1]
     if len(x) == fit:

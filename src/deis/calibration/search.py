@@ -10,7 +10,7 @@ import numpy as np
 from ..arguments import function, kind
 from ..arrays import Array, Indices
 from ..methods import ANALYTICAL, get_method, make_plan
-from ..methods.adams import Builder
+from ..methods.layout import Builder
 from ..plan import Plan
 from .grid import COSTS, Jumps, exchange, teacher_grid
 from .model_free import model_free_grid

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
+from ..machine import Row
 from ..plan import Plan
 from ..sde import Schedule
 
@@ -60,9 +60,14 @@ class Table:
         return cls(plan.t, a, c)
 
     @property
-    def rows(self) -> list[list[float]]:
-        """The coefficients theta = (a_i, c_i0, c_i1, ...) of each row, for `step`."""
-        return np.column_stack([self.a, self.c]).tolist()
+    def theta(self) -> Array:
+        """The coefficients (a_i, c_i0, c_i1, ...) of each row, shape (n, n + 1)."""
+        return np.column_stack([self.a, self.c])
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows for `deis.machine`."""
+        return [row_of(theta) for theta in self.theta.tolist()]
 
     def plan(self, like: Plan, sde: Schedule, fitted: str) -> Plan:
         """Return the recurrence as a plan with the rows and names of another.
@@ -80,18 +85,6 @@ class Table:
         return replace(like, **rows, fitted=fitted)
 
 
-def step(theta: Any, x: Any, history: tuple[Any, ...]) -> Any:
-    """Return a x + sum_j c_j history[j] for the coefficients theta = (a, c_0, ...) of a row, without those that are the number 0.
-
-    It is a row of `deis.machine` that keeps what it makes. Arrays and coefficients may be of any framework, and traced.
-    """
-    terms = zip(theta[1:], history, strict=False)
-    return theta[0] * x + sum(c * p for c, p in terms if not (isinstance(c, float) and c == 0))
-
-
-def run(rows: Sequence[Any], predict: Callable[[int, Any], Any], x: Any, first: int = 0, history: tuple[Any, ...] = ()) -> Any:
-    """Return the end of the rows from the one numbered `first` on, with the predictions before it, newest first."""
-    for i in range(first, len(rows)):
-        history = (predict(i, x), *history)
-        x = step(rows[i], x, history)
-    return x
+def row_of(theta: Any) -> Row:
+    """Return the row of coefficients (a, c_0, ...) that keeps the state it makes; they may be traced."""
+    return Row(None, None, None, theta[0], theta[1:], None, 1.0, (), None, True, True)

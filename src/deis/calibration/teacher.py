@@ -15,17 +15,18 @@ import numpy as np
 
 from ..arguments import number, whole
 from ..arrays import Array
+from ..backends.numpy import combine
 from ..files import replacing
 from ..grids import times_of_levels
 from ..machine import run_rows
 from ..methods import make_plan
-from ..methods.adams import adams, choose_form
+from ..methods.adams import adams
+from ..methods.step import choose_form
 from ..model.predictions import coefficients
 from ..plan import Plan
 from ..sde import Schedule
 from .frames import Frames, Record, writer
 from .network import Model, Network, rmse, size
-from .table import step
 
 FIRST_STEPS, MOST_STEPS = 32, 1024
 PILOTS = 8  # samples by which the number of steps is chosen
@@ -241,7 +242,7 @@ def _integrate(network: Network, plan: Plan, record: Record = lambda i, arrays: 
         record(i, {"x": x.astype(dtype), "p": p.astype(dtype)})
         return p
 
-    end = run_rows(plan, predict, lambda a, x, c, history: step((a, *c), x, history), network.numpy())
+    end = run_rows(plan.rows, predict, combine, network.numpy())
     if not np.isfinite(end).all():
         raise ValueError("the teacher diverges: its end is not finite; check the model's schedule and what it predicts")
     record(len(plan.rows), {"x": end.astype(dtype)})
