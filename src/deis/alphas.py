@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .arguments import function, number
-from .foreign import array_namespace, call_in_float64, interp
+from .arrays import Array
+from .backends import backend_of, like
+from .foreign import call_in_float64, is_torch
 
-Array = NDArray[np.float64]
 TimeFn = Callable[[Any], Any]
 
 
@@ -29,7 +30,7 @@ class AlphaFn:
     abar: TimeFn | None = None
 
     def __call__(self, t: Any) -> Any:
-        return array_namespace(t).exp(self.log(t)) if self.abar is None else self.abar(t)
+        return backend_of(t).xp.exp(self.log(t)) if self.abar is None else self.abar(t)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AlphaInverse:
     of_log: TimeFn
 
     def __call__(self, alpha: Any) -> Any:
-        return self.of_log(array_namespace(alpha).log(alpha))
+        return self.of_log(backend_of(alpha).xp.log(alpha))
 
 
 def linear_alpha(beta_0: float, beta_1: float) -> tuple[AlphaFn, AlphaInverse]:
@@ -74,7 +75,7 @@ def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
 
     def log_alpha(t: Any) -> Any:
         # 1 - abar = sin(2a + d) sin(d) / cos(a)^2 keeps every digit near t = 0; abar = sin(pi/2 - a - d)^2 / cos(a)^2 near t = 1.
-        xp = array_namespace(t)
+        xp = backend_of(t).xp
         d = scale * t
         noise = xp.sin(2 * a + d) * xp.sin(d) / math.cos(a) ** 2
         near_noise = 2 * xp.log(xp.sin(scale * (1 - t)) / math.cos(a))
@@ -82,7 +83,7 @@ def cosine_alpha(s: float = 0.008) -> tuple[AlphaFn, AlphaInverse]:
 
     def t_of_log(log_alpha: Any) -> Any:
         # tan(a + d)^2 = (sin(a)^2 + rho^2) / cos(a)^2 with rho^2 = 1/abar - 1; then tan(d) by the difference formula.
-        xp = array_namespace(log_alpha)
+        xp = backend_of(log_alpha).xp
         rho_2 = xp.expm1(-log_alpha)
         root = xp.sqrt(math.sin(a) ** 2 + rho_2)
         # tan(d) = num/den; written as atan2 so that rho -> infinity gives pi/2 - a.
@@ -104,10 +105,10 @@ def table_alpha(alphas: Array) -> tuple[AlphaFn, AlphaInverse]:
 
     def log_alpha(t: Any) -> Any:
         with np.errstate(divide="ignore"):
-            return array_namespace(t).log(interp(t, times, alphas))
+            return backend_of(t).xp.log(_interp(t, times, alphas))
 
     def t_of_log(log_alpha: Any) -> Any:
-        return interp(array_namespace(log_alpha).exp(log_alpha), rising, falling_times)
+        return _interp(backend_of(log_alpha).xp.exp(log_alpha), rising, falling_times)
 
     return AlphaFn(log_alpha), AlphaInverse(t_of_log)
 
@@ -142,3 +143,15 @@ def check_functions(t2alpha_fn: TimeFn, alpha2t_fn: TimeFn) -> None:
     """Raise TypeError unless both are functions."""
     for argument, fn in (("t2alpha_fn", t2alpha_fn), ("alpha2t_fn", alpha2t_fn)):
         function(argument, fn, "array")
+
+
+def _interp(x: Any, points: Array, values: Array) -> Any:
+    """Return the values between increasing points, linear in x and constant beyond them, in the framework and dtype of x."""
+    torch = backend_of(x).xp
+    if not is_torch(x):
+        return torch.interp(x, points, values)
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    at, to = like(points, x), like(values, x)
+    right = torch.searchsorted(at, x.detach().contiguous(), right=True).clamp(1, len(at) - 1)
+    share = (x.clamp(at[0], at[-1]) - at[right - 1]) / (at[right] - at[right - 1])
+    return torch.lerp(to[right - 1], to[right], share)

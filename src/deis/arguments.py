@@ -11,8 +11,8 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .foreign import is_compiling, is_jax, is_torch
 
 _MOST = 10**6
@@ -159,7 +159,7 @@ def is_torch_module(value: object) -> bool:
     return torch is not None and isinstance(value, torch.nn.Module)
 
 
-def array(argument: str, value: Any, about: str = "") -> NDArray[np.float64]:
+def array(argument: str, value: Any, about: str = "") -> Array:
     """Return real numbers, of any framework and shape, as a new float64 array.
 
     Raises

@@ -14,11 +14,11 @@ import numpy as np
 
 from .arguments import function, kind, whole
 from .arrays import AnyArray
+from .backends import like, to_numpy
 from .calibration.network import Model, Network, rmse
 from .calibration.teacher import dense_plan
 from .features import Extractor, Perceptual, distances, features, load_extractor, load_images, load_perceptual
 from .files import replacing
-from .foreign import like, to_numpy
 from .methods.step import choose_form
 from .plan import Plan
 from .run import sample

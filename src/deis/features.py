@@ -11,8 +11,8 @@ import numpy as np
 
 from .arguments import kind
 from .arrays import AnyArray
+from .backends import to_numpy
 from .extras import needs
-from .foreign import to_numpy
 
 Extractor = Callable[[Any], Any]
 """Images of shape (n, channels, height, width), a torch.Tensor in [-1, 1], to features of shape (n, d)."""

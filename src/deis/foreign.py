@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from .arrays import AnyArray, Array
 
 
 def is_torch(x: object) -> bool:
@@ -29,47 +29,11 @@ def is_compiling() -> bool:
     return torch is not None and bool(torch.compiler.is_compiling())
 
 
-def array_namespace(x: object) -> Any:
-    """Return torch, jax.numpy or numpy: the module whose functions take x."""
-    if is_torch(x):
-        return sys.modules["torch"]
-    return sys.modules["jax.numpy"] if is_jax(x) else np
-
-
-def to_numpy(x: Any) -> NDArray[np.float64]:
-    """Return an array of any framework in float64 on the host."""
-    return np.asarray(x.detach().cpu().double() if is_torch(x) else x, dtype=np.float64)
-
-
-def interp(x: Any, points: NDArray[np.float64], values: NDArray[np.float64]) -> Any:
-    """Return the values between increasing points, linear in x and constant beyond them, in the framework and dtype of x."""
-    if not is_torch(x):
-        return array_namespace(x).interp(x, points, values)
-    torch = sys.modules["torch"]
-    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    at, to = like(points, x), like(values, x)
-    right = torch.searchsorted(at, x.detach().contiguous(), right=True).clamp(1, len(at) - 1)
-    share = (x.clamp(at[0], at[-1]) - at[right - 1]) / (at[right] - at[right - 1])
-    return torch.lerp(to[right - 1], to[right], share)
-
-
-def like(x: NDArray[Any], other: Any) -> Any:
-    """Return a NumPy array in the framework and dtype, and on the device, of another array."""
-    if is_torch(other):
-        return sys.modules["torch"].from_numpy(np.array(x, order="C")).to(other)
-    return array_namespace(other).asarray(x, dtype=other.dtype)
-
-
 def labels_like(labels: Any, x: Any) -> Any:
     """Return labels of any framework, or None, as a torch tensor on the device of x."""
     if labels is None or is_torch(labels):
         return labels
     return sys.modules["torch"].as_tensor(labels, device=x.device)
-
-
-def no_grad(x: object) -> AbstractContextManager[Any]:
-    """Return the context in which torch records no gradients; for others, one that does nothing."""
-    return sys.modules["torch"].no_grad() if is_torch(x) else nullcontext()
 
 
 def call_unchanged(fn: Callable[..., Any], names: str, *arrays: Any) -> Any:
@@ -104,7 +68,7 @@ def _version(x: Any) -> int | None:
     return x._version if is_torch(x) and not (is_compiling() or x.is_inference()) else None
 
 
-def call_in_float64(fn: Callable[[Any], Any], x: NDArray[np.float64], argument: str) -> NDArray[np.float64]:
+def call_in_float64(fn: Callable[[Any], Any], x: Array, argument: str) -> Array:
     """Call a function written in NumPy, torch, jax.numpy or for Python floats on an array, in float64 throughout.
 
     Raises
@@ -128,14 +92,14 @@ def call_in_float64(fn: Callable[[Any], Any], x: NDArray[np.float64], argument: 
     )
 
 
-def _call_numpy(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any]:
+def _call_numpy(fn: Callable[[Any], Any], x: Array) -> AnyArray:
     y = fn(x)
     if is_jax(y):
         raise TypeError("it returned a JAX array")
     return np.asarray(y.detach().cpu() if is_torch(y) else y)
 
 
-def _call_torch(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any] | None:
+def _call_torch(fn: Callable[[Any], Any], x: Array) -> AnyArray | None:
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -143,7 +107,7 @@ def _call_torch(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any
         return np.asarray(torch.as_tensor(fn(torch.from_numpy(np.array(x)))).detach().cpu())
 
 
-def _call_jax(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any] | None:
+def _call_jax(fn: Callable[[Any], Any], x: Array) -> AnyArray | None:
     jax = sys.modules.get("jax")
     if jax is None:
         return None
@@ -152,5 +116,5 @@ def _call_jax(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any] 
         return np.asarray(fn(jax.numpy.asarray(x)))
 
 
-def _call_floats(fn: Callable[[Any], Any], x: NDArray[np.float64]) -> NDArray[Any]:
+def _call_floats(fn: Callable[[Any], Any], x: Array) -> AnyArray:
     return np.array([float(fn(float(value))) for value in x.ravel()], dtype=np.float64).reshape(x.shape)

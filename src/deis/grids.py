@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .arguments import array, number, one_of, whole
+from .arrays import Array, Flags
 from .sde import VPSDE, Schedule, check_schedule
-
-Array = NDArray[np.float64]
 
 DEFAULT_ORDER = {"t": 2.0, "rho": 7.0, "log": 1.0, "vp_t": 2.0}
 PHASES = tuple(DEFAULT_ORDER)
@@ -100,7 +99,7 @@ def has_grid(sde: Schedule, ts_phase: str) -> bool:
     return ts_phase in ("t", "vp_t") or not _infinite(log_rho, ts_phase).any()
 
 
-def _infinite(log_rho: Array, ts_phase: str) -> NDArray[np.bool_]:
+def _infinite(log_rho: Array, ts_phase: str) -> Flags:
     """Tell where the quantity of a "rho" or "log" grid is infinite."""
     return np.isposinf(log_rho) | (np.isneginf(log_rho) & (ts_phase == "log"))
 

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array, Indices
 from .sde import Schedule
 
-Array = NDArray[np.float64]
 Clock = Callable[[Schedule, Array, Array], Array]
 """u(sde, t, log_rho), increasing in t."""
 Form = Literal["eps", "data"]
@@ -104,7 +103,7 @@ def _node_clock(sde: Schedule, clock: Clock, node_t: Array) -> Array:
     return clock(sde, t, log_rho)
 
 
-def _panels(low: Array, high: Array, kinks: Array) -> tuple[NDArray[np.intp], Array, Array]:
+def _panels(low: Array, high: Array, kinks: Array) -> tuple[Indices, Array, Array]:
     """Cut the intervals [low_i, high_i] at the kinks and into panels of at most _PANEL; return the row and ends of each panel."""
     pieces = []
     for a, b in zip(low, high, strict=True):

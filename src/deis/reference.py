@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import sde as schedules
-from .alphas import AlphaFn, AlphaInverse, Array, TimeFn, linear_alpha
-from .foreign import array_namespace, call_in_float64, is_jax, is_torch, like, to_numpy
+from .alphas import AlphaFn, AlphaInverse, TimeFn, linear_alpha
+from .arrays import Array
+from .backends import backend_of, like, to_numpy
+from .foreign import call_in_float64, is_jax, is_torch
 from .grids import continuous_grid
 from .methods import make_plan
 from .run import sample
@@ -66,7 +68,7 @@ class ExpSDE(schedules.Schedule):
     def psi(self, t_start: Any, t_end: Any) -> Any:
         """Return the transition sqrt(abar(t_end) / abar(t_start)) of dx = f x dt from t_start to t_end."""
         log_ratio = 0.5 * (_log_abar(self.t2alpha_fn, t_end) - _log_abar(self.t2alpha_fn, t_start))
-        return array_namespace(log_ratio).exp(log_ratio)
+        return backend_of(log_ratio).xp.exp(log_ratio)
 
     def d_log_alpha_dtau_fn(self, tau: Any) -> Any:
         """Return d log abar / dt at tau, by automatic differentiation of t2alpha_fn in the framework of tau.
@@ -84,13 +86,13 @@ class ExpSDE(schedules.Schedule):
     def eps_integrand(self, vec_t: Any) -> Any:
         """Return G^2 / (2 sigma) = -(d log abar / dt) / (2 sqrt(1 - abar)), the factor of eps in the probability flow."""
         log_abar = _log_abar(self.t2alpha_fn, vec_t)
-        xp = array_namespace(log_abar)
+        xp = backend_of(log_abar).xp
         return -0.5 * self.d_log_alpha_dtau_fn(vec_t) / xp.sqrt(-xp.expm1(log_abar))
 
     def t2rho(self, t: Any) -> Any:
         """Return rho(t) = sqrt(1 / abar - 1)."""
         log_abar = _log_abar(self.t2alpha_fn, t)
-        xp = array_namespace(log_abar)
+        xp = backend_of(log_abar).xp
         return xp.sqrt(xp.expm1(-log_abar))
 
     def rho2t(self, rho: Any) -> Any:
@@ -107,7 +109,7 @@ class ExpSDE(schedules.Schedule):
 
     def _root(self, t: Any, x: Any) -> Any:
         abar = self.t2alpha_fn(t)
-        if array_namespace(abar) is not array_namespace(x):
+        if backend_of(abar).xp is not backend_of(x).xp:
             abar = like(to_numpy(abar), x)
         return abar**0.5
 
@@ -141,12 +143,12 @@ def _log_abar(t2alpha_fn: TimeFn, t: Any) -> Any:
     if isinstance(t2alpha_fn, AlphaFn):
         return t2alpha_fn.log(t)
     abar = t2alpha_fn(t)
-    return array_namespace(abar).log(abar)
+    return backend_of(abar).xp.log(abar)
 
 
 def _derivative(t2alpha_fn: TimeFn, t: Any) -> Any:
     """Return d log abar / dt at each of the times."""
-    xp, t = array_namespace(t), 1.0 * t  # integer times have no tangents
+    xp, t = backend_of(t).xp, 1.0 * t  # integer times have no tangents
     if xp is np:
         raise TypeError("NumPy has no derivatives; import torch or jax, in which t2alpha_fn is written")
     jvp = sys.modules["torch"].func.jvp if is_torch(t) else sys.modules["jax"].jvp
@@ -166,16 +168,16 @@ def get_cos_alpha_fns() -> tuple[AlphaFn, AlphaInverse]:
     s, scale = 0.008, math.pi / 2 / 1.008
 
     def abar(t: Any) -> Any:
-        return array_namespace(t).cos((t + s) * scale) ** 2
+        return backend_of(t).xp.cos((t + s) * scale) ** 2
 
     def log_abar(t: Any) -> Any:
         # sin^2 keeps the digits of 1 - abar near t = 0, and cos(angle) = sin(scale (1 - t)) those of abar near t = 1.
-        xp = array_namespace(t)
+        xp = backend_of(t).xp
         noise = xp.clip(xp.sin((t + s) * scale) ** 2, None, 0.5)
         return xp.where(noise < 0.5, xp.log1p(-noise), 2 * xp.log(abs(xp.sin(scale * (1 - t)))))
 
     def t_of_log(log_abar: Any) -> Any:
-        xp = array_namespace(log_abar)
+        xp = backend_of(log_abar).xp
         return xp.arctan(xp.sqrt(xp.expm1(-log_abar))) / scale - s
 
     return AlphaFn(log_abar, abar), AlphaInverse(t_of_log)
@@ -227,7 +229,7 @@ def get_sampler(
     return sampler_fn
 
 
-def get_rev_ts(exp_sde: schedules.Schedule, num_step: int, ts_order: float, ts_phase: str = "t") -> NDArray[np.float64]:
+def get_rev_ts(exp_sde: schedules.Schedule, num_step: int, ts_order: float, ts_phase: str = "t") -> Array:
     """Return the num_step + 1 decreasing times at which the reference samples.
 
     Those of `deis.make_grid` for a continuous schedule. For a discrete one they stay fractional, unless two of them truncate to one

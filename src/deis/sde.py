@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 
 from .alphas import (
     AlphaFn,
-    Array,
     TimeFn,
     check_functions,
     cosine_alpha,
@@ -28,6 +27,7 @@ from .alphas import (
     table_alpha,
 )
 from .arguments import array, kind, number, whole
+from .arrays import Array
 
 _ZERO_SNR = 2.0**-24
 """The cumulative alpha that libraries write for a terminal signal-to-noise ratio of 0."""

@@ -21,8 +21,8 @@ with needs("diffusers", "deis.adapters.diffusers"):
     from torch import Tensor
 
 from ..arrays import Array
+from ..backends import to_numpy
 from ..cut import between, from_call
-from ..foreign import to_numpy
 from ..methods import evaluations_of_steps, get_method, make_plan
 from ..methods.layout import Builder, StagedBuilder
 from ..methods.published import GridStages

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from . import AddNoise, Backend
+from .record import AddNoise, Backend
 
 
 def combine(c_x: Any, x: Array, c_p: Sequence[Any] | Array, history: Sequence[Array]) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import AnyArray
-from . import AddNoise, Backend
+from .record import AddNoise, Backend
 from .streams import streams
 
 

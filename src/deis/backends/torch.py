@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from . import AddNoise, Backend
+from .record import AddNoise, Backend
 from .streams import streams
 
 

@@ -113,10 +113,7 @@ def calibrate(
     MemoryError
         Where a batch does not fit the device.
     """
-    stages = checked_stages(stages)
-    if not isinstance(teacher, Teacher | None):
-        whole("teacher", teacher)
-    plans = list(plan) if isinstance(plan, list | tuple) else [plan]
+    stages, plans = checked_stages(stages), list(plan) if isinstance(plan, list | tuple) else [plan]
     _check(plans, loss)
     iterations, steps = whole("iterations", iterations), whole("steps", steps)
     window = None if window is None else whole("window", window)
@@ -125,22 +122,34 @@ def calibrate(
     flag("progress", progress)
     with progress_bar(f"calibrating {plans[0].method}", "sample") if progress else nullcontext() as bar:
         began = time.perf_counter()
-        if isinstance(teacher, Teacher):
-            _check_teacher(teacher, model, samples, condition, allow_rough)
-            before = teacher.network.evaluations
-        else:
-            before = 0
-            made = {"condition": condition, "steps": teacher, "batch": batch, "folder": folder, "allow_rough": allow_rough}
-            teacher = make_teacher(model, samples, progress=bar, **made)
-        teacher.network.progress = bar
+        made = {"condition": condition, "batch": batch, "folder": folder, "progress": bar}
+        teacher, spent = _teacher(teacher, model, samples, allow_rough, made)
         plan = _nearest(plans, teacher, loss)
         search, fit = search_of(plan, method, teacher), _split(plan, teacher, validation)
         task = Task(teacher, search, fit, window or len(plan.rows), loss, times, iterations, steps)
         run = _Run(task, plan, None if folder is None else Path(folder), list(plan.provenance.get("stages", [])))
-        run.start(teacher.network.evaluations - before, time.perf_counter() - began, allow_rough)
+        run.start(teacher.network.evaluations - spent, time.perf_counter() - began, allow_rough)
         for name in stages:
             run.stage(name)
     return run.best
+
+
+def _teacher(
+    given: Teacher | int | None, model: Model, samples: Any, allow_rough: bool, made: dict[str, Any]
+) -> tuple[Teacher, int]:
+    """Return the teacher that was given, or one that is made, and the evaluations that it had spent before."""
+    if not isinstance(given, Teacher | None):
+        whole("teacher", given)
+    if not isinstance(given, Teacher):
+        return make_teacher(model, samples, steps=given, allow_rough=allow_rough, **made), 0
+    if samples is not None or made["condition"] is not None:
+        raise ValueError("samples and condition come with the teacher; leave them out, or the teacher")
+    if model is not given.network.model:
+        raise ValueError("teacher was made for another model; make one for this with deis.make_teacher(model, samples)")
+    if not allow_rough:
+        refuse_rough(given)
+    given.network.progress = made["progress"]
+    return given, given.network.evaluations
 
 
 @dataclass
@@ -247,12 +256,3 @@ def _check(plans: Sequence[Plan], loss: Loss) -> None:
         Table.of(plan)  # refuses what cannot be fitted
     if len({plan.nfe for plan in plans}) != 1:
         raise ValueError(f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all of as many")
-
-
-def _check_teacher(teacher: Teacher, model: Model, samples: Any, condition: Any, allow_rough: bool) -> None:
-    if samples is not None or condition is not None:
-        raise ValueError("samples and condition come with the teacher; leave them out, or the teacher")
-    if model is not teacher.network.model:
-        raise ValueError("teacher was made for another model; make one for this with deis.make_teacher(model, samples)")
-    if not allow_rough:
-        refuse_rough(teacher)

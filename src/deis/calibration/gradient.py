@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
-from ..backends import backend_of
+from ..backends import backend_of, like, to_numpy
 from ..backends.numpy import combine
 from ..extras import needs
-from ..foreign import array_namespace, is_jax, is_torch, like, to_numpy
+from ..foreign import is_jax, is_torch
 from ..machine import advance, guessed, run_rows
 from ..model.predictions import Denoiser, Level, Predictor, factors
 from .judge import Loss, measured, sample_losses
@@ -132,7 +132,7 @@ def _noise_levels(student: Student, table: Table) -> Array:
 
 def _predict(denoiser: Denoiser, form: str, x: Any, t: Any, alpha: Any, sigma: Any) -> Any:
     """Call a model at a traced noise level, and convert its output."""
-    level, predictor = Level(t, alpha, sigma), Predictor(denoiser, backend_of(x), x.dtype, denoiser.threshold)
+    level, predictor = Level(t, alpha, sigma), Predictor(denoiser, backend_of(x).xp, x.dtype, denoiser.threshold)
     row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
     return predictor(x, t + 0 * x.reshape(len(x), -1)[:, 0], level, row)
 
@@ -152,7 +152,7 @@ class _Objective:
 
     def end(self, values: Any, x_T: Any, levels: Any, denoiser: Denoiser, checkpoint: Wrap) -> Any:
         """Return the ends from x_T for the parameters (theta, z)."""
-        plan, xp = self.student.plan, array_namespace(x_T)
+        plan, xp = self.student.plan, backend_of(x_T).xp
         rows, t = (_cast(v, x_T) for v in (self.parameters.coefficients(values[0], xp), self.parameters.times(values[1], xp)))
         predict, multiply = checkpoint(partial(_predict, denoiser, plan.form)), backend_of(x_T).combine
 

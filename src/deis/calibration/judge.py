@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import array
-from ..foreign import array_namespace, like
+from ..backends import backend_of, like
 from .network import Student, rmse
 from .table import Table
 from .teacher import Teacher
@@ -25,7 +25,7 @@ def sample_losses(loss: Loss, x: Any, target: Any, c: float) -> Any:
     """
     if callable(loss):
         return loss(x, target)
-    xp, d = array_namespace(x), (x - target).reshape(len(x), -1)
+    xp, d = backend_of(x).xp, (x - target).reshape(len(x), -1)
     if loss == "l1":
         return abs(d).mean(1)
     square = (d * d).mean(1)

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..arguments import check_state, function, shown, whole
 from ..arrays import Array
-from ..backends import backend_of
+from ..backends import backend_of, to_numpy
 from ..backends.numpy import combine
-from ..foreign import is_jax, to_numpy
+from ..foreign import is_jax
 from ..machine import guessed, run_rows
 from ..model.predictions import Denoiser, Level, Predictor, factors, times
 from ..model.pretrained import Pretrained

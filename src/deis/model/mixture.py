@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..arguments import flag, function, number, shown
-from ..foreign import array_namespace, is_jax, is_torch
+from ..backends import backend_of
+from ..foreign import is_jax, is_torch
 from .predictions import Level, call_model, checked_output, evaluate
 
 Model = Callable[[Any, Any], Any]
@@ -43,7 +44,7 @@ class Mixture:
         """Evaluate at times known to the device alone: both predictions are made, and the interval masks their difference."""
         strong, weak = self.both(x, t, None)
         inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        return array_namespace(x).where(inside.reshape(-1, *(1,) * (x.ndim - 1)), self._mix(strong, weak), strong)
+        return backend_of(x).xp.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), self._mix(strong, weak), strong)
 
     def at(self, x: Any, t: Any, level: Level) -> Any:
         """Evaluate at a level known in numbers: outside the interval the weak prediction is not made."""
@@ -69,7 +70,7 @@ class Mixture:
             return mixed
         axes = tuple(range(1, strong.ndim))
         spread = mixed.std(axes, keepdims=True)
-        xp = array_namespace(spread)  # a constant prediction has no spread to restore
+        xp = backend_of(spread).xp  # a constant prediction has no spread to restore
         ratio = xp.where(spread > 0, strong.std(axes, keepdims=True) / xp.where(spread > 0, spread, 1.0), 1.0)
         return mixed * (self.rescale * ratio + (1 - self.rescale))
 
@@ -140,7 +141,7 @@ def _one_call(net: Callable[[Any, Any, Any], Any], condition: Any, null: Any) ->
     def both(x: Any, t: Any, level: Level | None) -> tuple[Any, Any]:
         if len(together) != 2 * len(x):
             raise ValueError(f"condition must have one entry a sample: there are {len(together) // 2} for {len(x)} samples")
-        xp = array_namespace(x)
+        xp = backend_of(x).xp
         x_twice = xp.concatenate([x, x])
         m = checked_output("net(x, t, condition)", net(x_twice, xp.concatenate([t, t]), together), x_twice)
         return m[: len(x)], m[len(x) :]
@@ -157,8 +158,8 @@ def _joined(condition: Any, null: Any) -> Any:
             f"null must have the shape of condition, {shapes[0]}, to be batched with it, and has {shapes[1]}; "
             "repeat it for each sample, or give batched=False"
         )
-    xp = array_namespace(pair[0])
-    if xp is not array_namespace(pair[1]):
+    xp = backend_of(pair[0]).xp
+    if xp is not backend_of(pair[1]).xp:
         raise TypeError(
             f"condition and null must be arrays of one framework, and are a {type(pair[0]).__name__} and a {type(pair[1]).__name__}"
         )

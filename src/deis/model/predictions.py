@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..arguments import check_state, function, number, one_of
-from ..backends import Backend, backend_of
-from ..foreign import array_namespace, call_unchanged
+from ..backends import backend_of
+from ..backends.record import Backend
+from ..foreign import call_unchanged
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
 
@@ -275,7 +276,7 @@ class Denoiser:
 
 def checked_output(call: str, m: Any, x: Any, level: Any = None) -> Any:
     """Return what a model returned, checked to be an array like x; a noise level in numbers tells an error the time."""
-    if array_namespace(m) is array_namespace(x) and getattr(m, "shape", None) == x.shape:
+    if backend_of(m).xp is backend_of(x).xp and getattr(m, "shape", None) == x.shape:
         return m
     got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"
     at = f" at t={level.t!r}" if isinstance(getattr(level, "t", None), float) else ""
@@ -306,7 +307,7 @@ def edm_preconditioned(network: Callable[[Any, Any], Any], sigma_data: float = 0
     sigma_data = number("sigma_data", sigma_data, above=0, hint="it is the standard deviation of the data")
 
     def model(x: Any, sigma: Any) -> Any:
-        xp = array_namespace(x)
+        xp = backend_of(x).xp
         s = sigma.reshape(-1, *(1,) * (x.ndim - 1))
         total = s**2 + sigma_data**2
         tiny = np.finfo(np.float32).tiny  # at sigma = 0 c_out is 0, and log must only be finite

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..arguments import number
-from ..foreign import array_namespace
+from ..backends import backend_of
 
 
 def static_threshold(limit: float = 1.0) -> Callable[[Any], Any]:
@@ -40,7 +40,7 @@ def dynamic_threshold(quantile: float = 0.995, limit: float = 1.0, most: float |
     most = None if most is None else number("most", most, least=limit, infinite=True, hint="it bounds what limit divides")
 
     def threshold(x_0: Any) -> Any:
-        xp = array_namespace(x_0)
+        xp = backend_of(x_0).xp
         s = xp.quantile(abs(x_0).reshape(len(x_0), -1), quantile, 1).clip(limit, most)
         s = s.reshape(-1, *(1,) * (x_0.ndim - 1))
         return xp.minimum(xp.maximum(x_0, -s), s) * (limit / s)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ...backends import like
 from ...extras import needs
-from ...foreign import is_torch, like
+from ...foreign import is_torch
 from ...sde import Schedule
 from ..pretrained import Pretrained
 from .torch_files import StrPath
