@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,6 @@ class Teacher:
     states: Sequence[Array]
     predictions: Sequence[Array]
     self_error: float
-    keep: Any = field(default=None, repr=False)
-    """What must live as long: the temporary folder of the frames."""
 
     @property
     def sde(self) -> Schedule:
@@ -251,10 +251,10 @@ def _integrate(network: Network, plan: Plan, record: Record = lambda i, arrays: 
 
 def _integrated(network: Network, plan: Plan, coarser: Array, memory: int, folder: str | Path | None) -> Teacher:
     """Return the teacher that a plan makes, on disk where there is a folder or too little memory."""
-    m, keep = len(plan.t), None
+    m = len(plan.t)
     if folder is None and 2 * m * math.prod(network.x_T.shape) * (4 if network.x_T.dtype.itemsize <= 4 else 8) > memory:
-        keep = tempfile.TemporaryDirectory(prefix="deis-teacher-")
-        folder = keep.name
+        folder = tempfile.mkdtemp(prefix="deis-teacher-")
+        weakref.finalize(network, shutil.rmtree, folder, ignore_errors=True)  # it goes with the teacher
     states: Sequence[Array]
     predictions: Sequence[Array]
     if folder is None:
@@ -264,7 +264,7 @@ def _integrated(network: Network, plan: Plan, coarser: Array, memory: int, folde
     else:
         end = _integrate(network, plan, writer(Path(folder)))
         states, predictions = Frames(Path(folder), "x", m), Frames(Path(folder), "p", m - 1)
-    return Teacher(network, plan.t, plan.form, states, predictions, _distance(end, coarser), keep)
+    return Teacher(network, plan.t, plan.form, states, predictions, _distance(end, coarser))
 
 
 def _finish(teacher: Teacher, folder: Path) -> None:
