@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from mpmath import mp, mpf
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
@@ -15,6 +16,8 @@ import deis
 
 Array = NDArray[np.float64]
 mp.dps = 40
+FEW_STEPS = pytest.mark.filterwarnings("ignore:.* is off by:UserWarning", "ignore:tau=.* adds more noise:UserWarning")
+"""What the library says of plans of few steps, where it is true and beside what is tested."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def test_a_sample_depends_on_the_seed_and_its_number_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_stochastic_sample_depends_on_the_seed_and_its_number_alone(tmp_path: Path, backend: str) -> None:
-    common = ["sample", "--num", 6, "--method", "sde_dpmpp_2m", "--nfe", 3, "--backend", backend]
+    common = ["sample", "--num", 6, "--method", "ancestral", "--nfe", 3, "--backend", backend]
     for name, options in {"a": [], "b": ["--batch", 4], "c": ["--seed", 1]}.items():
         files = ["--out", tmp_path / f"{name}.png", "--npz", tmp_path / f"{name}.npz"]
         result = run(*common, *files, *options)
@@ -61,11 +61,11 @@ def test_a_budget_of_evaluations() -> None:
 def test_options(tmp_path: Path) -> None:
     out, npz = tmp_path / "a.png", tmp_path / "a.npz"
     result = run(
-        "sample", "--num", 6, "--class", 7, "--guidance", 2, "--method", "rhork_2heun", "--steps", 2, "--grid", "rho",
+        "sample", "--num", 6, "--class", 7, "--guidance", 2, "--method", "rhork_2heun", "--steps", 6, "--grid", "rho",
         "--grid-order", 7, "--out", out, "--npz", npz,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "6 samples of 4 evaluations" in result.output
+    assert "6 samples of 12 evaluations" in result.output
     with np.load(npz) as arrays:
         np.testing.assert_array_equal(arrays["labels"], 7)
     assert Image.open(out).size == (3 * 56, 2 * 56)

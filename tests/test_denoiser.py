@@ -279,7 +279,7 @@ def test_thresholding_acts_on_the_predicted_data_whatever_the_form(backend: str,
 
 
 def test_a_threshold_that_would_divide_by_zero_is_refused() -> None:
-    plan = deis.make_plan(deis.EDM(sampling_eps=0.0), "rhork_2heun", 3, "rho")  # its last stage is at sigma = 0
+    plan = deis.make_plan(deis.EDM(sampling_eps=0.0), "rhork_2heun", 6, "rho")  # its last stage is at sigma = 0
     x = 80 * X
     assert np.isfinite(deis.sample(plan, lambda x, t: 0.1 * x, x)).all()
     clipped = deis.Denoiser(lambda x, t: 0.1 * x, deis.EDM(), threshold=deis.static_threshold())

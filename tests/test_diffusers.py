@@ -23,6 +23,8 @@ from deis.adapters.diffusers_config import FAMILIES, signature
 from deis.backends.torch import combine
 from deis.machine import run_rows
 
+from .oracle import FEW_STEPS
+
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation", "ignore:(divide by|invalid value):RuntimeWarning")
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -332,6 +334,7 @@ def test_the_squared_cosine_keeps_its_last_alpha(name: str) -> None:
 # --- what stood for something else, without a word ------------------------------------------------------------------------
 
 
+@FEW_STEPS
 @pytest.mark.parametrize("solver", ["midpoint", "heun"])
 @pytest.mark.parametrize(
     ("algorithm", "order", "final"),
@@ -358,6 +361,7 @@ def test_every_solver_of_dpm_solver_multistep(algorithm: str, order: int, final:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * float(expected.abs().max()))
 
 
+@FEW_STEPS
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 20])
 @pytest.mark.parametrize("solver", ["midpoint", "heun"])
 @pytest.mark.parametrize("order", [1, 2, 3])

@@ -25,14 +25,14 @@ def test_the_demos_run_on_the_checkpoints_of_the_reference(
 ) -> None:
     torch.save(dict(test_checkpoints.ho_weights()[0]), tmp_path / "ema_celeba.ckpt")
     torch.save(test_checkpoints.song("DDPM++")[0], tmp_path / "checkpoint_8.pth")
-    common = ["--option", "size=8", "--num", 2, "--nfe", 3, 5, "--methods", "DDIM", "rhoRK2", "auto", "--reference-steps", 8]
+    common = ["--option", "size=8", "--num", 2, "--nfe", 10, 12, "--methods", "DDIM", "rhoRK2", "auto", "--reference-steps", 16]
     for script, file in (("discrete.py", "ema_celeba.ckpt"), ("continuous.py", "checkpoint_8.pth")):
         run(monkeypatch, script, "--model", tmp_path / file, *common, "--out", tmp_path / script)
         output = capsys.readouterr().out
-        assert "| | 3 NFE | 5 NFE |" in output
+        assert "| | 10 NFE | 12 NFE |" in output
         table = json.loads((tmp_path / script / "table.json").read_text())
         assert {name: sorted(cells) for name, cells in table.items()} == {
-            "DDIM": ["3", "5"], "rhoRK2": ["3", "5"], "auto": ["3", "5"],
+            "DDIM": ["10", "12"], "rhoRK2": ["10", "12"], "auto": ["10", "12"],
         }  # fmt: skip
         assert all(np.isfinite(cell["rmse"]) for cells in table.values() for cell in cells.values())
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 import deis
 from deis.evaluation import converged, evaluate
 
-from .oracle import two_modes
+from .oracle import FEW_STEPS, two_modes
 
 FEW = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -174,12 +174,14 @@ def call_oddly(odd: tuple[str, dict[str, int]]) -> None:
         accepted(lambda: function(**(valid | {argument: JUNK[place] for argument, place in junk.items()})))
 
 
+@FEW_STEPS
 @FEW
 @given(odd_calls())
 def test_odd_arguments_are_taken_or_refused_by_name(odd: tuple[str, dict[str, int]]) -> None:
     call_oddly(odd)
 
 
+@FEW_STEPS
 @pytest.mark.slow
 @MANY
 @given(odd_calls())
@@ -187,6 +189,7 @@ def test_very_many_odd_arguments_are_taken_or_refused_by_name(odd: tuple[str, di
     call_oddly(odd)
 
 
+@FEW_STEPS
 @pytest.mark.parametrize("name", VALID)
 def test_every_argument_takes_or_refuses_every_kind_of_junk(name: str) -> None:
     for argument in VALID[name][1]:
@@ -194,6 +197,7 @@ def test_every_argument_takes_or_refuses_every_kind_of_junk(name: str) -> None:
             call_oddly((name, {argument: place}))
 
 
+@FEW_STEPS
 def test_the_calls_that_are_made_odd_are_valid_as_they_are() -> None:
     missing = {"load_plan", "PlanFamily.load", "load_model", "calibration_report"}
     assert {name for name, (function, valid) in VALID.items() if not accepted(partial(function, **valid))} == missing
@@ -450,7 +454,7 @@ def test_a_rate_of_noise_that_extrapolation_multiplies_is_refused_or_warned_of(s
         deis.make_plan(sde, "sa_solver", 50, tau=lambda t: 0.5)
 
 
-@pytest.mark.filterwarnings("ignore:tau")
+@FEW_STEPS
 def test_no_plan_is_made_whose_samples_spread_three_times_as_far() -> None:
     made, refused = [], 0
     for order in (1, 2, 3):
@@ -485,6 +489,7 @@ def test_a_grid_on_which_the_order_does_harm_is_warned_of() -> None:
                 deis.make_plan(sde, "auto", steps)
 
 
+@FEW_STEPS
 def test_noise_is_measured_as_sampling_makes_it() -> None:
     """The deviation of 20,000 samples, which errs by 1 / sqrt(40,000), is the one that the law of the rows tells."""
     plan = deis.make_plan(SDE, "sa_solver", 12, tau=0.8)
@@ -519,7 +524,7 @@ def leaves_x(x: Any, t: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["tab2", "rhork_3kutta", "dpmpp_2m", "unipc2"])
 def test_a_model_that_changes_its_input_is_refused_or_cannot_hurt(method: str) -> None:
-    plan = deis.make_plan(SDE, method, nfe=6)
+    plan = deis.make_plan(SDE, method, nfe=9)
     x_T = torch.from_numpy(X_T)
     right = deis.sample(plan, leaves_x, x_T)
     for make in (torch.Tensor.clone, lambda x: x.clone().T.contiguous().T, lambda x: torch.cat([x, x])[:4], torch.Tensor.float):
@@ -558,6 +563,7 @@ def test_guidance_and_denoisers_see_a_changed_input_too() -> None:
     np.testing.assert_allclose(predicted, deis.Denoiser(leaves_x, SDE).predict(X_T, 0.5))
 
 
+@FEW_STEPS
 @pytest.mark.parametrize("method", ["tab3", "ddim", "rhork_4rk", "dpmpp_2m", "unipc2"])
 @pytest.mark.parametrize("predicts", ["eps", "x0"])
 def test_a_model_may_return_one_buffer_again_and_again(method: str, predicts: str) -> None:
@@ -622,7 +628,7 @@ def test_what_a_callback_raises_reaches_the_caller(method: str, when: int) -> No
         if i == when:
             raise mine
 
-    plan = deis.make_plan(SDE, method, 3)
+    plan = deis.make_plan(SDE, method, 5)
     for x_T in (X_T, torch.tensor(X_T), jax.numpy.asarray(X_T)):
         told.clear()
         with pytest.raises(KeyError) as caught:

@@ -24,7 +24,7 @@ from scipy.integrate import solve_ivp
 
 import deis
 
-from .oracle import two_modes
+from .oracle import FEW_STEPS, two_modes
 
 Array = NDArray[np.float64]
 # Variance preserving, with t = sigma / alpha itself, so that the sigmas of others are our times.
@@ -161,6 +161,7 @@ def test_published_methods_say_what_they_cannot_do() -> None:
         deis.make_plan(deis.FlowMatching(), "dpmpp_2s_published", 5)
 
 
+@FEW_STEPS
 def test_published_stochastic_dpmpp_is_diffusers() -> None:
     """The same noise: one stream a sample here, one for the batch there, so a batch of one."""
     scheduler = DPMSolverMultistepScheduler(

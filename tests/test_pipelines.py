@@ -16,6 +16,8 @@ from torch import Tensor
 import deis
 from deis.adapters.diffusers import PlanScheduler
 
+from .oracle import FEW_STEPS
+
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -184,6 +186,7 @@ def test_the_pictures_are_those_of_the_scheduler_whose_configuration_was_loaded(
     assert len(made[0].scheduler.timesteps) == 5
 
 
+@FEW_STEPS
 @pytest.mark.parametrize(
     ("build", "method"),
     [

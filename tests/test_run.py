@@ -173,7 +173,7 @@ def test_torch_records_gradients_only_when_asked() -> None:
 
 @pytest.mark.parametrize("method", ["tab3", "rhork_2heun"])
 def test_torch_compiles_to_one_graph(method: str) -> None:
-    plan = deis.make_plan(SDE, method, 4)
+    plan = deis.make_plan(SDE, method, 5)
     x = torch.tensor(X_T.astype(np.float32))
     compiled = torch.compile(lambda x: deis.sample(plan, model, x), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), deis.sample(plan, model, x))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import deis
 from deis.reference import get_cos_alpha_fns, get_linear_alpha_fns
 
-from .oracle import Array, exact_cosine, exact_linear, gaussian
+from .oracle import FEW_STEPS, Array, exact_cosine, exact_linear, gaussian
 from .test_coefficients import EVERY
 
 
@@ -134,6 +134,7 @@ def zero_snr(alphas: NDArray[np.floating[Any]]) -> Array:
     return np.square((root - root[-1]) * root[0] / (root[0] - root[-1]))
 
 
+@FEW_STEPS
 def test_a_terminal_signal_to_noise_ratio_of_zero_starts_at_alpha_0() -> None:
     sde = deis.VPSDE.discrete(zero_snr(LINEAR))
     assert (sde.t_start, float(sde.alpha(999)), float(sde.rho(999))) == (999, 0, np.inf)

@@ -15,7 +15,7 @@ import deis
 from deis.machine import run_rows
 from deis.methods.registry import REGISTRY
 
-from .oracle import gaussian
+from .oracle import FEW_STEPS, gaussian
 from .test_convergence import slope
 
 Array = NDArray[np.float64]
@@ -151,6 +151,7 @@ def model(x: Any, t: Any) -> Any:
     return x / (1 + x * x)
 
 
+@FEW_STEPS
 @pytest.mark.parametrize("backend", RNGS)
 @pytest.mark.parametrize("method", NOISY, ids=["ancestral", "sde_dpmpp_2m", "sa_solver", "edm_heun"])
 def test_a_sample_depends_on_its_own_stream_alone(backend: str, method: Any) -> None:
@@ -183,6 +184,7 @@ def test_a_single_generator_is_split_by_sample(backend: str) -> None:
         np.testing.assert_allclose(np.concatenate(halves), whole, rtol=1e-5, atol=1e-6)
 
 
+@FEW_STEPS
 def test_jax_keys_work_under_jit_and_in_their_old_form() -> None:
     plan = deis.make_plan(SDE, "sa_solver", 5)
     x_T = jnp.ones((2, 3))
