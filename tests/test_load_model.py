@@ -135,7 +135,7 @@ def text_parts(folder: Path) -> dict[str, Any]:
 def test_a_pipeline_of_latents_by_text(tmp_path: Path) -> None:
     pipe = diffusers.StableDiffusionPipeline(
         **text_parts(tmp_path), vae=test_pipelines.vae(), unet=test_pipelines.unet(), safety_checker=None, feature_extractor=None,
-        scheduler=diffusers.DPMSolverMultistepScheduler(**test_pipelines.SD, prediction_type="v_prediction"),
+        scheduler=diffusers.DPMSolverMultistepScheduler(**test_pipelines.SD, steps_offset=1, prediction_type="v_prediction"),
         requires_safety_checker=False,
     )  # fmt: skip
     saved(pipe, tmp_path / "pipe")

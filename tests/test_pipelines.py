@@ -64,7 +64,7 @@ def stable_diffusion(kind: Any) -> Any:
         **no_text("text_encoder", "tokenizer", "safety_checker", "feature_extractor"),
         vae=vae(),
         unet=unet(),
-        scheduler=diffusers.DPMSolverMultistepScheduler(**SD),
+        scheduler=diffusers.DPMSolverMultistepScheduler(**SD, steps_offset=1),  # the pipelines' own setting
         requires_safety_checker=False,
     )
 
