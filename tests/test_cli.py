@@ -22,7 +22,8 @@ def test_sample_writes_a_picture_and_arrays(tmp_path: Path, backend: str) -> Non
     result = run("sample", "--num", 20, "--steps", 4, "--out", out, "--npz", npz, "--backend", backend)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"wrote {out}: 20 samples of 4 evaluations each"
-    assert Image.open(out).size == (10 * 56, 2 * 56)
+    with Image.open(out) as image:
+        assert image.size == (10 * 56, 2 * 56)
     with np.load(npz) as arrays:
         assert arrays["samples"].shape == (20, 1, 28, 28)
         np.testing.assert_array_equal(arrays["labels"], np.arange(20) % 10)
@@ -68,7 +69,8 @@ def test_options(tmp_path: Path) -> None:
     assert "6 samples of 12 evaluations" in result.output
     with np.load(npz) as arrays:
         np.testing.assert_array_equal(arrays["labels"], 7)
-    assert Image.open(out).size == (3 * 56, 2 * 56)
+    with Image.open(out) as image:
+        assert image.size == (3 * 56, 2 * 56)
 
 
 def test_plan_prints_and_saves(tmp_path: Path) -> None:
