@@ -208,6 +208,7 @@ def test_memory_is_the_state_and_the_window(num_step: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_cuda_steps_do_not_wait() -> None:
     x = torch.randn(2, 3, 8, 8, device="cuda")
     plan = deis.make_plan(SDE, "tab3", 10)
