@@ -294,3 +294,17 @@ def test_thresholds_and_guidance_run_under_jit() -> None:
     x = jnp.asarray(X)
     jitted = jax.jit(lambda x: deis.sample(plan, denoiser, x))(x)
     np.testing.assert_allclose(jitted, deis.sample(plan, denoiser, torch.tensor(X)), rtol=1e-3, atol=1e-4)
+
+
+def test_the_data_have_two_names_and_one_meaning() -> None:
+    """Plans call their form "data" what networks predict as "x0"; each is taken for the other."""
+    sde = deis.VPSDE.linear()
+    x_T = np.random.default_rng(0).standard_normal((2, 3))
+    plan = deis.make_plan(sde, deis.adams("x0", order=2), 5)  # type: ignore[arg-type]
+    assert plan.form == "data"
+    assert (plan.keep_p == deis.make_plan(sde, deis.adams("data", order=2), 5).keep_p).all()
+    denoiser = deis.Denoiser(lambda x, t: np.tanh(x), sde, "data")
+    assert denoiser.predicts == "x0"
+    expected = deis.sample(plan, denoiser, x_T)
+    np.testing.assert_array_equal(deis.sample(plan, denoiser.model, x_T, predicts="data"), expected)
+    np.testing.assert_array_equal(denoiser.predict(x_T, 0.5, "data"), denoiser.predict(x_T, 0.5, "x0"))

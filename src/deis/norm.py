@@ -77,8 +77,8 @@ def measure_norm(plan: Plan, denoiser: Denoiser, x_T: Any, rng: Any = None) -> M
     states = sample(plan, denoiser, x_T, trajectory=True, rng=rng)
     times, values = plan.ts[:-1].tolist(), []
     for t, x in zip(times, states[:-1], strict=True):
-        p = denoiser.predict(x, t, "eps" if plan.form == "eps" else "x0").reshape(len(x), -1)
+        p = denoiser.predict(x, t, plan.form).reshape(len(x), -1)
         values.append(float(((p**2).mean(1) ** 0.5).mean()))
         if not 0 < values[-1] < np.inf:
             raise ValueError(f"the predictions at t={t!r} have the mean norm {values[-1]!r}, which must be positive and finite")
-    return MeasuredNorm(denoiser.sde, "eps" if plan.form == "eps" else "data", tuple(times), tuple(values))
+    return MeasuredNorm(denoiser.sde, plan.form, tuple(times), tuple(values))

@@ -18,6 +18,7 @@ from .files import digest, replacing
 from .machine import Row, run_rows
 from .plan_file import FLAGS, TABLES, document_of, read_content, read_document
 from .plan_text import describe
+from .quadrature import Form
 from .sde import Schedule, check_schedule
 
 _TEXTS = ("form", "method", "grid", "schedule", "fitted")
@@ -96,7 +97,7 @@ class Plan:
     accepts: Flags = field(default_factory=_default_flags)
     calls: Flags = field(default_factory=_default_flags)
     guess: Array = field(default_factory=_default)
-    form: str = "eps"
+    form: Form = "eps"
     discrete: bool = False
     method: str = ""
     grid: str = ""

@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import Array, Indices
 from ..methods.layout import Builder
 from ..plan import Plan
+from ..quadrature import Form
 from .table import Table
 from .teacher import Teacher
 
@@ -38,7 +39,7 @@ class Jumps:
     t : array of shape (M + 1,)
     """
 
-    def __init__(self, teacher: Teacher, form: str) -> None:
+    def __init__(self, teacher: Teacher, form: Form) -> None:
         count = len(teacher.t)
         self.index = np.unique(np.rint(np.linspace(0, count - 1, min(count, MOST_TIMES))).astype(int))
         self.t, self.m, self.form = teacher.t[self.index], len(self.index) - 1, form
@@ -137,7 +138,7 @@ COSTS: tuple[GridCost, ...] = ("euler", "fitted", "method")
 
 
 def teacher_grid(
-    teacher: Teacher, build: Builder, form: str, num_step: int, cost: GridCost = "method", jumps: Jumps | None = None
+    teacher: Teacher, build: Builder, form: Form, num_step: int, cost: GridCost = "method", jumps: Jumps | None = None
 ) -> Array:
     """Return the times for a method, chosen among the teacher's, whose jumps from the teacher's states err least.
 

@@ -26,6 +26,7 @@ from ..methods.adams import adams
 from ..methods.step import choose_form
 from ..model.predictions import coefficients
 from ..plan import Plan
+from ..quadrature import Form
 from ..sde import Schedule
 from .frames import Frames, Record, writer
 from .network import Model, Network, rmse, size
@@ -58,7 +59,7 @@ class Teacher:
 
     network: Network
     t: Array
-    form: str
+    form: Form
     states: Sequence[Array]
     predictions: Sequence[Array]
     self_error: float
@@ -72,14 +73,13 @@ class Teacher:
         """The converged samples, in float64."""
         return self.states[-1].astype(np.float64)
 
-    def prediction(self, i: int, form: str) -> Array:
+    def prediction(self, i: int, form: Form) -> Array:
         """Return the predictions at t[i] in a form, in float64."""
         p = self.predictions[i].astype(np.float64)
         if form == self.form:
             return p
-        names = {"eps": "eps", "data": "x0"}
         alpha, sigma = float(self.sde.alpha(self.t[i])), float(self.sde.sigma(self.t[i]))
-        c_x, c_m = coefficients(names[self.form], names[form], alpha, sigma)
+        c_x, c_m = coefficients(self.form, form, alpha, sigma)
         return c_x * self.states[i] + c_m * p
 
     def state(self, t: float) -> Array:
@@ -179,16 +179,16 @@ def refuse_rough(teacher: Teacher) -> None:
         )
 
 
-def dense_plan(sde: Schedule, steps: int, form: str) -> Plan:
+def dense_plan(sde: Schedule, steps: int, form: Form) -> Plan:
     """Return the plan of a teacher: order 4, on times that are dense where rho is small and not coarse where it is great.
 
     A discrete schedule has no times to be dense in, and is halved, quartered, ... evenly, so that the most steps are all its times.
     """
     phase, power = ("vp_t", 2.0) if sde.num_times is None else ("t", 1.0)
-    return make_plan(sde, adams("eps" if form == "eps" else "data", "vp_t", 3), steps, phase, power)
+    return make_plan(sde, adams(form, "vp_t", 3), steps, phase, power)
 
 
-def _check_deterministic(network: Network, form: str) -> Array:
+def _check_deterministic(network: Network, form: Form) -> Array:
     """Return the first predictions, or raise where they are not finite or the same when they are made twice."""
     x_T, t = network.numpy(), network.sde.t_start
     first, second = (network.predict(x_T, t, form) for _ in range(2))
@@ -202,7 +202,7 @@ def _check_deterministic(network: Network, form: str) -> Array:
     return first
 
 
-def _converged(pilots: Network, form: str, steps: int | None, tol: float, allow_rough: bool) -> tuple[Plan, Array]:
+def _converged(pilots: Network, form: Form, steps: int | None, tol: float, allow_rough: bool) -> tuple[Plan, Array]:
     """Return the plan whose end moves less than tol from that of half as many steps, and the latter."""
     most = MOST_STEPS if pilots.sde.num_times is None else len(times_of_levels(pilots.sde)) - 1
     number = min(steps or 2 * FIRST_STEPS, most)
@@ -280,7 +280,7 @@ def _finish(teacher: Teacher, folder: Path) -> None:
         partial.write_text(json.dumps(about | {"evaluations": network.evaluations}))
 
 
-def _load(network: Network, folder: Path, form: str, first: Array) -> Teacher | None:
+def _load(network: Network, folder: Path, form: Form, first: Array) -> Teacher | None:
     """Return the teacher in a folder, if one was finished there.
 
     Raises

@@ -65,7 +65,7 @@ def adams(
     """
     order = whole("order", order, 0)
     corrector = None if corrector is None else whole("corrector", corrector, 0)
-    check_form(form)
+    form = check_form(form)
     flag("lower_order_final", lower_order_final)
     u = clock_of(clock)
     tau = tau if callable(tau) else check_tau(tau)

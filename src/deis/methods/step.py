@@ -15,10 +15,12 @@ from .clocks import CLOCKS
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
-def check_form(form: object) -> None:
-    """Raise ValueError for a form that is neither None nor a known one."""
-    if form is not None:
-        one_of("form", form, FORMS)
+def check_form(form: Any) -> Form | None:
+    """Return a form, "x0" being taken for "data"; or raise ValueError where it is neither None nor a known one."""
+    if form is None:
+        return None
+    one_of("form", "data" if isinstance(form, str) and form == "x0" else form, FORMS)
+    return "eps" if form == "eps" else "data"
 
 
 def check_tau(tau: Any) -> float:

@@ -29,7 +29,7 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
         Where eta lies outside [0, 1].
     """
     eta = number("eta", eta, least=0, most=1)
-    check_form(form)
+    form = check_form(form)
 
     def build(sde: Schedule, ts: Array, grid: str) -> Plan:
         name = "ddim" if eta == 0 else f"ddim(eta={eta:g})"

@@ -44,12 +44,18 @@ def check_model(argument: str, model: Any) -> None:
         function(f"{argument}.at", at, "x", "t", "level")
 
 
+def named(predicts: Any) -> Any:
+    """Return "x0" for "data", as plans call it for a form; anything else as it is."""
+    return "x0" if isinstance(predicts, str) and predicts == "data" else predicts
+
+
 def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """Return (c_x, c_m) with target = c_x x + c_m m, for target "x0" or "eps" and the output m of a network.
+    """Return (c_x, c_m) with target = c_x x + c_m m, for target "x0" (or "data") or "eps" and the output m of a network.
 
     x = alpha x_0 + sigma eps and k m = a x_0 + b eps, solved; the determinant is 0 where the output does not determine the
     target: eps says nothing of x_0 at alpha = 0, and x0 nothing of eps at sigma = 0.
     """
+    predicts, target = named(predicts), named(target)
     if predicts == target:
         return 0.0, 1.0
     k, a, b = _OUTPUTS[predicts](alpha, sigma)
@@ -71,7 +77,7 @@ def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tu
     ValueError
         For an unknown `predicts`, or where its output does not determine the plan's form at one of the plan's times.
     """
-    one_of("predicts", predicts, _OUTPUTS)
+    one_of("predicts", named(predicts), _OUTPUTS)
     rows: list[tuple[float, ...]] = []
     for row in plan.rows:
         try:
@@ -90,8 +96,7 @@ def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tu
 
 def factors(predicts: str, form: str, level: Any, thresholds: bool = False) -> tuple[Any, ...]:
     """Return (c_x, c_m), or with a threshold (c_x, c_m, d_x, d_m), for `convert` at one noise level."""
-    target = "eps" if form == "eps" else "x0"
-    way = (predicts, "x0", target) if thresholds else (predicts, target)
+    way = (predicts, "x0", form) if thresholds else (predicts, form)
     pairs = [coefficients(a, b, level.alpha, level.sigma) for a, b in pairwise(way)]
     return tuple(factor for pair in pairs for factor in pair)
 
@@ -173,6 +178,7 @@ class Denoiser:
         model(x, t) -> output of the shape of x, with t of shape (batch,); or a model that guidance wraps, see `deis.guidance`.
     sde : Schedule
     predicts : {"eps", "x0", "v", "score", "flow"}
+        "data", as plans call their form, is taken for "x0".
     threshold : callable, optional
         x_0 -> x_0, applied to the predicted data at every evaluation, as `deis.static_threshold` and
         `deis.dynamic_threshold` make.
@@ -193,7 +199,7 @@ class Denoiser:
     def __post_init__(self) -> None:
         check_model("model", self.model)
         check_schedule(self.sde)
-        one_of("predicts", self.predicts, _OUTPUTS)
+        object.__setattr__(self, "predicts", one_of("predicts", named(self.predicts), _OUTPUTS))
         if self.threshold is not None:
             function("threshold", self.threshold, "x_0")
         told = getattr(self.model, "predicts", self.predicts)
@@ -246,7 +252,7 @@ class Denoiser:
             For an unknown target; for a t below 0, beyond the schedule's start or NaN; for an output of another shape than x;
             and for the score at sigma = 0, where the noisy distribution has none, from a network that predicts anything else.
         """
-        one_of("target", target, _OUTPUTS)
+        target = one_of("target", named(target), _OUTPUTS)
         level = self.level(t)
         if self.sde.num_times is None and level.t > self.sde.t_start:
             raise ValueError(
