@@ -15,7 +15,7 @@ from ..backends.numpy import combine
 from ..foreign import is_jax
 from ..machine import guessed, run_rows
 from ..model.predictions import Denoiser, Level, Predictor, factors, times
-from ..model.pretrained import Pretrained
+from ..model.pretrained import Pretrained, without_labels
 from ..plan import Plan
 from ..sde import Schedule
 from .table import Table
@@ -65,7 +65,7 @@ class Network:
         """Return the model of the samples first ... last - 1."""
         make: Any = self.model
         model = make if self.condition is None else make(self.condition[first:last])
-        model = model.conditional() if isinstance(model, Pretrained) else model
+        model = without_labels(model)
         if not isinstance(model, Denoiser):
             wanted = "model" if self.condition is None else "model(condition)"
             raise TypeError(

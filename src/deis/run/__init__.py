@@ -11,7 +11,7 @@ from ..arguments import check_state, flag, function, kind
 from ..backends import backend_of
 from ..foreign import is_compiling, is_jax
 from ..model.predictions import Denoiser, Predictor, check_model, conversions, named
-from ..model.pretrained import Pretrained
+from ..model.pretrained import without_labels
 from ..plan import Plan
 from ..sde import Schedule
 from .eager import run_eager
@@ -31,7 +31,7 @@ def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
 
 def _told(model: Any, plan: Plan, predicts: str | None) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
     """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does."""
-    model, predicts = model.conditional() if isinstance(model, Pretrained) else model, named(predicts)
+    model, predicts = without_labels(model), named(predicts)
     if not isinstance(model, Denoiser):
         return model, "eps" if predicts is None else predicts, None
     if not is_compiling():
