@@ -84,8 +84,8 @@ def adams(
         c_p = adams_weights(sde, ts, degrees, u, chosen, tau=rate, norm=c)
         c_c = None
         if corrector is not None:
-            known = step_degrees(sde, ts, corrector, u, chosen, ahead=True)
-            c_c = adams_weights(sde, ts, known, u, chosen, tau=rate, norm=c, ahead=True)
+            ahead = step_degrees(sde, ts, corrector, u, chosen, ahead=True)
+            c_c = adams_weights(sde, ts, ahead, u, chosen, tau=rate, norm=c, ahead=True)
         psi, keep_z = transport(sde, ts, chosen, rate)
         plan = multistep_plan(sde, ts, chosen, psi, c_p, label, grid, corrector=c_c, keep_z=keep_z, fitted=fitted_to(norm))
         return check_noise(plan, "the function given" if callable(tau) else repr(tau))

@@ -57,12 +57,12 @@ def _predict(plan: Plan, predictor: Predictor, options: Options) -> Callable[[Ar
         m = predictor.output(x, jnp.full(len(x), row.t), Level(row.t, row.alpha, row.sigma))
         return predictor.prediction(m, x, factors if same is None else same), jnp.isfinite(m).all()
 
-    def known(x: Array, row: Row, factors: Array) -> tuple[Array, Array]:
+    def without_call(x: Array, row: Row, factors: Array) -> tuple[Array, Array]:
         return guessed(row, x, predictor.backend.combine), jnp.array(True)
 
     if plan.calls.all():
         return called
-    return lambda x, row, factors: lax.cond(row.calls, called, known, x, row, factors)
+    return lambda x, row, factors: lax.cond(row.calls, called, without_call, x, row, factors)
 
 
 class _Relay:
