@@ -175,7 +175,7 @@ class Denoiser:
     Attributes
     ----------
     model : callable
-        model(x, t) -> output of the shape of x, with t of shape (batch,); or a model that guidance wraps, see `deis.model.guidance`.
+        model(x, t) -> output of the shape of x, with t of shape (batch,); or one that tells itself, see `deis.model.guidance`.
     sde : Schedule
     predicts : {"eps", "x0", "v", "score", "flow"}
         "data", as plans call their form, is taken for "x0".
