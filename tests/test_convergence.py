@@ -69,7 +69,8 @@ def measure(method: str | Builder, sde: deis.Schedule, steps: list[int], ts_phas
 
 
 RK_ORDERS = {
-    "1euler": 1, "2heun": 2, "2midpoint": 2, "3kutta": 3, "3ral": 3, "3heun": 3, "3vdh": 3, "3ssprk": 3, "4rk": 4,
+    "1euler": 1, "2heun": 2, "2midpoint": 2, "2ralston": 2, "3kutta": 3, "3ral": 3, "3bs": 3, "3heun": 3, "3vdh": 3, "3ssprk": 3,
+    "4rk": 4, "4rule38": 4, "4ssprk": 3, "6dopri": 5,
 }  # fmt: skip
 # Away from the stiff ends, and with these steps, the asymptotic slope shows well before the rounding does.
 SMOOTH = deis.VPSDE.linear(0.1, 20.0, sampling_eps=0.2, sampling_T=0.6)
@@ -80,11 +81,10 @@ STEPS = [160, 226, 320]
 def test_every_method_has_the_order_of_its_entry(name: str) -> None:
     order = find(name)[0].order_of(name)
     assert order is not None
-    if name.startswith("rhork"):  # even steps in their own variable
-        assert abs(measure(name, SMOOTH, STEPS, "rho", 1) - order) < 0.2
-        return
-    steps = [60, 84, 120] if name.endswith("3s_published") else STEPS  # three times to a step: no lower order at the end
-    assert abs(measure(name, SMOOTH, steps, "t", 1) - order) < 0.2
+    # Three times to a step, for no lower order at the end; and with six stages of order 5 many steps are at the rounding.
+    steps = [60, 84, 120] if name.endswith(("3s_published", "6dopri")) else STEPS
+    phase = "rho" if name.startswith("rhork") else "t"  # even steps in their own variable
+    assert abs(measure(name, SMOOTH, steps, phase, 1) - order) < 0.2
 
 
 def test_tableaux_know_their_order() -> None:

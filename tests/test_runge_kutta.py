@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import RK23, RK45
 from torchdiffeq import odeint
 
 import deis
@@ -22,12 +23,36 @@ def test_order_conditions(name: str) -> None:
         [(b @ c, 1 / 2)],
         [(b @ c**2, 1 / 3), (b @ a @ c, 1 / 6)],
         [(b @ c**3, 1 / 4), (b @ (c * (a @ c)), 1 / 8), (b @ a @ c**2, 1 / 12), (b @ a @ a @ c, 1 / 24)],
-    ]
+        [
+            (b @ c**4, 1 / 5), (b @ (c**2 * (a @ c)), 1 / 10), (b @ (c * (a @ c**2)), 1 / 15), (b @ (c * (a @ a @ c)), 1 / 30),
+            (b @ (a @ c) ** 2, 1 / 20), (b @ a @ c**3, 1 / 20), (b @ a @ (c * (a @ c)), 1 / 40), (b @ a @ a @ c**2, 1 / 60),
+            (b @ a @ a @ a @ c, 1 / 120),
+        ],
+    ]  # fmt: skip
     for group in conditions[:order]:
         for value, exact in group:
             assert abs(value - exact) < 1e-12
     if order < len(conditions):
         assert max(abs(value - exact) for value, exact in conditions[order]) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "pair"), [("3bs", RK23), ("6dopri", RK45)])
+def test_pairs_are_those_of_scipy(name: str, pair: Any) -> None:
+    tableau = deis.TABLEAUX[name]
+    np.testing.assert_allclose(tableau.a[:, : pair.A.shape[1]], pair.A, rtol=1e-14)
+    np.testing.assert_allclose(tableau.b, pair.B, rtol=1e-14)
+    np.testing.assert_allclose(tableau.c, pair.C, rtol=1e-14)
+
+
+def test_bogacki_and_shampine_advance_with_the_third_order_of_ralston() -> None:
+    np.testing.assert_array_equal(deis.TABLEAUX["3bs"].a, deis.TABLEAUX["3ral"].a)
+    np.testing.assert_array_equal(deis.TABLEAUX["3bs"].b, deis.TABLEAUX["3ral"].b)
+
+
+def test_budgets_of_six_stages_end_in_the_shipped_ones() -> None:
+    for nfe, counts in ((6, [6]), (9, [6, 3]), (11, [6, 4, 1])):
+        assert deis.rho_rk("6dopri").split(nfe, False) == counts
+        assert deis.make_plan(deis.VPSDE.linear(), "rhork_6dopri", nfe=nfe).nfe == nfe
 
 
 @pytest.mark.parametrize(("name", "method"), [("1euler", "euler"), ("2midpoint", "midpoint")])
