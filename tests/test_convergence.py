@@ -87,6 +87,23 @@ def test_every_method_has_the_order_of_its_entry(name: str) -> None:
     assert abs(measure(name, SMOOTH, steps, phase, 1) - order) < 0.2
 
 
+# At z = 0 the classical rk4, and of order 2 all the same.
+TOO_SIMPLE = deis.ExponentialTableau(
+    deis.EXPONENTIAL_TABLEAUX["etdrk4"].c,
+    deis.EXPONENTIAL_TABLEAUX["etdrk4"].a,
+    [[(weight, 1, 1)] for weight in (1 / 6, 1 / 3, 1 / 3, 1 / 6)],
+    "too_simple",
+)
+
+
+@pytest.mark.parametrize("form", ["data", "eps"])
+@pytest.mark.parametrize("table", [*deis.EXPONENTIAL_TABLEAUX.values(), TOO_SIMPLE], ids=lambda table: table.name)
+def test_exponential_tableaux_have_the_order_that_they_compute(
+    table: deis.ExponentialTableau, form: Literal["eps", "data"]
+) -> None:
+    assert abs(measure(deis.exponential_rk(table, form), SMOOTH, STEPS, "t", 1) - table.order) < 0.2
+
+
 def test_tableaux_know_their_order() -> None:
     assert {name: table.order for name, table in deis.TABLEAUX.items()} == RK_ORDERS
     nearly = deis.ButcherTableau(np.array([[0, 0, 0], [0.51, 0, 0], [-1, 2, 0]]), np.array([1, 4, 1]) / 6)

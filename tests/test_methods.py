@@ -57,9 +57,9 @@ def test_every_name_survives_a_file_and_prints(name: str, tmp_path: Any) -> None
 
 
 def test_no_builder_is_longer_than_forty_lines() -> None:
-    from deis.methods import adams, ipndm, published, runge_kutta, singlestep, stochastic
+    from deis.methods import adams, exponential, ipndm, published, runge_kutta, singlestep, stochastic
 
-    for module in (adams, ipndm, published, runge_kutta, singlestep, stochastic):
+    for module in (adams, exponential, ipndm, published, runge_kutta, singlestep, stochastic):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             lines = inspect.getsource(function)
             code = lines.replace(inspect.getdoc(function) or "", "")

@@ -112,6 +112,8 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "get_method": (deis.get_method, {"name": "tab3"}),
     "rho_rk": (deis.rho_rk, {"tableau": "3kutta"}),
     "ButcherTableau": (deis.ButcherTableau, {"a": [[1.0]], "b": [0.5, 0.5], "name": "heun"}),
+    "exponential_rk": (deis.exponential_rk, {"tableau": "res_2s", "form": None}),
+    "ExponentialTableau": (deis.ExponentialTableau, {"c": [0, 0.5], "a": [[None]], "b": [None, [(2, 2, 1)]], "name": "mine"}),
     "Plan": (deis.Plan, {name: getattr(PLAN, name) for name in PLAN.__dataclass_fields__}),
     "Plan.matches": (PLAN.matches, {"sde": SDE, "tolerance": 1e-6}),
     "Plan.from_document": (deis.Plan.from_document, {"document": PLAN.document()}),
@@ -262,6 +264,7 @@ NAMES = [
     "deis_abm", "deis_abm1", "deis_abm3", "dpm_solver_2m", "dpm_solver_3m", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_published",
     "dpmpp_3m_published", "unipc1", "unipc2", "unipc3", "unipc2_bh1", "unipc2_bh2", "unipc3_bh1", "unipc3_bh2", "edm_heun",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", *(f"rhork_{name}" for name in deis.TABLEAUX),
+    *(name for name, table in deis.EXPONENTIAL_TABLEAUX.items() if table.exact),
     "ancestral", "sde_dpmpp_2m", "sde_dpmpp_2m_published", "sa_solver",
 ]  # fmt: skip
 CLOCKS = ["t", "rho", "log_rho", "sqrt_t", "vp_t", "arctan_rho"]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .grids import make_grid
     from .methods import get_method, make_plan
     from .methods.adams import adams
+    from .methods.exponential import EXPONENTIAL_TABLEAUX, ExponentialTableau, exponential_rk
     from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
     from .model.guidance import classifier_guided, guided
     from .model.load import load_model
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "FlowMatching", "Plan", "PlanFamily", "Pretrained",
-    "Schedule", "SubVPSDE", "Teacher", "adams", "calibrate", "calibrate_family", "calibration_report", "classifier_free",
-    "classifier_guided", "cut_plan", "dynamic_threshold", "edm_preconditioned", "get_method", "guided", "load_model", "load_plan",
+    "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
+    "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "calibrate", "calibrate_family",
+    "calibration_report", "classifier_free", "classifier_guided", "cut_plan", "dynamic_threshold", "edm_preconditioned",
+    "exponential_rk", "get_method", "guided", "load_model", "load_plan",
     "make_grid", "make_plan", "make_teacher", "measure_norm", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
 
@@ -39,6 +41,7 @@ _HOME = {
         "grids": "make_grid",
         "methods": "get_method make_plan",
         "methods.adams": "adams",
+        "methods.exponential": "EXPONENTIAL_TABLEAUX ExponentialTableau exponential_rk",
         "methods.runge_kutta": "TABLEAUX ButcherTableau rho_rk",
         "model.guidance": "classifier_guided guided",
         "model.load": "load_model",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..arguments import kind
 from ..quadrature import Form
 from .adams import adams
-from .exponential import exponential_rk
+from .exponential import EXPONENTIAL_TABLEAUX, dpm_singlestep, exponential_rk
 from .ipndm import ipndm
 from .layout import Builder
 from .published import GridStages, dpm_multistep, unipc
@@ -121,6 +121,16 @@ def _named(name: str, *arguments: Any) -> Callable[..., Builder]:
 
 _DPM: tuple[tuple[str, Form, str], ...] = (("dpm_solver", "eps", "2206.00927"), ("dpmpp", "data", "2211.01095"))
 _ORDERS: tuple[Literal[2, 3], ...] = (2, 3)
+_EXPONENTIAL = (
+    ("res_2s", "RES, arXiv 2308.02157"),
+    ("res_3s", "RES, arXiv 2308.02157"),
+    ("res_5s", "Hochbruck & Ostermann, doi 10.1137/040611434"),
+    ("etdrk2", "Cox & Matthews, doi 10.1006/jcph.2002.6995"),
+    ("etdrk3", "Cox & Matthews, doi 10.1006/jcph.2002.6995"),
+    ("etdrk4", "Cox & Matthews, doi 10.1006/jcph.2002.6995"),
+    ("lawson2", "Lawson, doi 10.1137/0704033, of `2midpoint`"),
+    ("lawson4", "Lawson, doi 10.1137/0704033, of `4rk`"),
+)
 
 REGISTRY = (
     Entry(
@@ -152,10 +162,17 @@ REGISTRY = (
     Entry("unipc<q>_bh2", partial(unipc, solver="bh2"), "data", "log_rho", _plus(1), "1", "UniPC as published, B(h) = e^h - 1"),
     Entry("rhork_<tableau>", rho_rk, "eps", "rho", _of_tableau, "stages", "rhoRK-DEIS, arXiv 2204.13902"),
     Entry("edm_heun", edm_heun, "eps", "rho", 2, "2, 1 to sigma = 0", "arXiv 2206.00364; `churn=` adds noise", ("rho", 7.0)),
-    Entry("dpm_solver_2", partial(exponential_rk, "eps", "dpm_solver_2", 2), "eps", "log_rho", 2, "2", "arXiv 2206.00927"),
-    Entry("dpm_solver_3", partial(exponential_rk, "eps", "dpm_solver_3", 3), "eps", "log_rho", 3, "3", "arXiv 2206.00927"),
-    Entry("dpmpp_2s", partial(exponential_rk, "data", "dpmpp_2s", 2), "data", "log_rho", 2, "2", "arXiv 2211.01095"),
-    Entry("dpmpp_3s", partial(exponential_rk, "data", "dpmpp_3s", 3), "data", "log_rho", 3, "3", "arXiv 2211.01095"),
+    Entry("dpm_solver_2", partial(dpm_singlestep, "eps", "dpm_solver_2", 2), "eps", "log_rho", 2, "2", "arXiv 2206.00927"),
+    Entry("dpm_solver_3", partial(dpm_singlestep, "eps", "dpm_solver_3", 3), "eps", "log_rho", 3, "3", "arXiv 2206.00927"),
+    Entry("dpmpp_2s", partial(dpm_singlestep, "data", "dpmpp_2s", 2), "data", "log_rho", 2, "2", "arXiv 2211.01095"),
+    Entry("dpmpp_3s", partial(dpm_singlestep, "data", "dpmpp_3s", 3), "data", "log_rho", 3, "3", "arXiv 2211.01095"),
+    *(
+        Entry(
+            name, partial(exponential_rk, name), "data", "log_rho", EXPONENTIAL_TABLEAUX[name].order,
+            str(len(EXPONENTIAL_TABLEAUX[name].c)), f"{paper}; `form=`",
+        )
+        for name, paper in _EXPONENTIAL
+    ),
     *(
         Entry(
             f"{name}_{order}s_published", partial(GridStages, form, order),

@@ -19,9 +19,9 @@ Tree = tuple[Any, ...]
 """A rooted tree: those that hang from its root."""
 
 
-def _gamma(tree: Tree) -> int:
+def density(tree: Tree) -> int:
     """Return the density of a tree: the product over its nodes of the number of nodes from each on."""
-    return _size(tree) * math.prod(map(_gamma, tree))
+    return _size(tree) * math.prod(map(density, tree))
 
 
 def _size(tree: Tree) -> int:
@@ -36,10 +36,10 @@ def _grown(tree: Tree) -> Iterator[Tree]:
             yield tuple(sorted((*tree[:i], grown, *tree[i + 1 :])))
 
 
-_TREES: list[set[Tree]] = [{()}]
+TREES: list[set[Tree]] = [{()}]
 """The rooted trees of 1, 2, ..., 5 nodes."""
 for _ in range(4):
-    _TREES.append({grown for tree in _TREES[-1] for grown in _grown(tree)})
+    TREES.append({grown for tree in TREES[-1] for grown in _grown(tree)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class ButcherTableau:
     def order(self) -> int:
         """The order of convergence, up to 5: b . Phi(tree) = 1 / gamma(tree) for all rooted trees of so many nodes (Butcher)."""
         order = 0
-        while order < 5 and all(abs(self.b @ self._phi(tree) - 1 / _gamma(tree)) < 1e-10 for tree in _TREES[order]):
+        while order < 5 and all(abs(self.b @ self._phi(tree) - 1 / density(tree)) < 1e-10 for tree in TREES[order]):
             order += 1
         return order
 

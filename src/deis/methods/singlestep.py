@@ -51,6 +51,8 @@ class SingleStep:
         raised(sde, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
     noise : float
         A factor of that noise.
+    fitted : str
+        What the coefficients are right for, where they do not carry constants exactly; see `deis.Plan`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SingleStep:
     clean_end: bool = False
     raised: Callable[[Schedule, Array], Array] | None = None
     noise: float = 1.0
+    fitted: str = ""
 
     @property
     def stages(self) -> int:
@@ -94,7 +97,7 @@ class SingleStep:
                 parts.append(_noise_row(sde, ts[first], start[first], self.noise))
             steps = self.family[counts[first]](sde, start[first:last], ts[first + 1 : last + 1])
             parts.append(_stage_rows(steps))
-        fitted = "" if self.noise == 1 or not is_raised.any() else f"noise increased by {self.noise:g}"
+        fitted = self.fitted if self.noise == 1 or not is_raised.any() else f"noise increased by {self.noise:g}"
         columns = _stack(parts)
         t = np.append(columns.pop("t"), ts[-1])
         return laid_out(sde, t, columns, form=steps.form, method=self.name, grid=grid, fitted=fitted)
