@@ -277,6 +277,14 @@ def test_the_last_step_to_the_data_is_the_prediction() -> None:
             np.testing.assert_allclose(deis.sample(plan, lambda x, t: 0 * x + 0.7, X_T, predicts="x0"), 0.7, rtol=1e-12)
 
 
+@pytest.mark.parametrize("nfe", range(1, 12))
+def test_dpm_fast_is_that_of_k_diffusion(nfe: int) -> None:
+    sde = deis.EDM(0.05, 8.0)
+    plan = deis.make_plan(sde, "dpm_fast", nfe=nfe)
+    assert plan.nfe == nfe
+    np.testing.assert_allclose(sample(plan, sde, 8 * X_T), tr.dpm_fast(denoise, 8 * X_T, 8.0, 0.05, nfe), rtol=1e-11, atol=1e-12)
+
+
 # --- a user's own ----------------------------------------------------------------------------------------------------------------
 
 

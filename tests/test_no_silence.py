@@ -264,7 +264,7 @@ NAMES = [
     "deis_abm", "deis_abm1", "deis_abm3", "dpm_solver_2m", "dpm_solver_3m", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_published",
     "dpmpp_3m_published", "unipc1", "unipc2", "unipc3", "unipc2_bh1", "unipc2_bh2", "unipc3_bh1", "unipc3_bh2", "edm_heun",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", *(f"rhork_{name}" for name in deis.TABLEAUX),
-    *(name for name, table in deis.EXPONENTIAL_TABLEAUX.items() if table.exact),
+    "dpm_fast", *(name for name, table in deis.EXPONENTIAL_TABLEAUX.items() if table.exact),
     "ancestral", "sde_dpmpp_2m", "sde_dpmpp_2m_published", "sa_solver",
 ]  # fmt: skip
 CLOCKS = ["t", "rho", "log_rho", "sqrt_t", "vp_t", "arctan_rho"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..arguments import kind
 from ..quadrature import Form
 from .adams import adams
-from .exponential import EXPONENTIAL_TABLEAUX, dpm_singlestep, exponential_rk
+from .exponential import EXPONENTIAL_TABLEAUX, dpm_fast, dpm_singlestep, exponential_rk
 from .ipndm import ipndm
 from .layout import Builder
 from .published import GridStages, dpm_multistep, unipc
@@ -166,6 +166,7 @@ REGISTRY = (
     Entry("dpm_solver_3", partial(dpm_singlestep, "eps", "dpm_solver_3", 3), "eps", "log_rho", 3, "3", "arXiv 2206.00927"),
     Entry("dpmpp_2s", partial(dpm_singlestep, "data", "dpmpp_2s", 2), "data", "log_rho", 2, "2", "arXiv 2211.01095"),
     Entry("dpmpp_3s", partial(dpm_singlestep, "data", "dpmpp_3s", 3), "data", "log_rho", 3, "3", "arXiv 2211.01095"),
+    Entry("dpm_fast", dpm_fast, "eps", "log_rho", 3, "3", "k-diffusion: `dpm_solver_3`, 3 k calls end in 2, 1", ("log", 1.0)),
     *(
         Entry(
             name, partial(exponential_rk, name), "data", "log_rho", EXPONENTIAL_TABLEAUX[name].order,

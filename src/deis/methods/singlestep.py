@@ -51,6 +51,8 @@ class SingleStep:
         raised(sde, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
     noise : float
         A factor of that noise.
+    fast : bool
+        End a budget that the stages divide with two cheaper steps, of one stage less and of one.
     fitted : str
         What the coefficients are right for, where they do not carry constants exactly; see `deis.Plan`.
     """
@@ -60,6 +62,7 @@ class SingleStep:
     clean_end: bool = False
     raised: Callable[[Schedule, Array], Array] | None = None
     noise: float = 1.0
+    fast: bool = False
     fitted: str = ""
 
     @property
@@ -78,7 +81,7 @@ class SingleStep:
         while rest:
             counts.append(max(size for size in self.family if size <= rest))
             rest -= counts[-1]
-        if clean and self.clean_end and counts[-1] > 1:
+        if counts[-1] > 1 and ((clean and self.clean_end) or (self.fast and counts[-1] == self.stages)):
             counts[-1:] = [*self.split(counts[-1] - 1, False), 1] if counts[-1] - 1 in self.family else [1] * counts[-1]
         return counts
 
