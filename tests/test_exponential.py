@@ -297,6 +297,33 @@ def test_a_tableau_of_the_users() -> None:
     assert {TABLES["res_2s"]: 1}[deis.ExponentialTableau([0, 0.5], [[None]], [None, [(2, 2, 1)]], "res_2s")] == 1
 
 
+class EulerFirst:
+    """Steps of one stage for a third of a budget, and of two for the rest."""
+
+    late = deis.exponential_rk("etdrk2")
+
+    def __init__(self, too_many: int = 0) -> None:
+        self.too_many = too_many
+
+    def split(self, nfe: int, clean: bool) -> list[int]:
+        return [1] * (nfe // 3) + self.late.split(nfe - nfe // 3, clean) + [1] * self.too_many
+
+    def __call__(self, sde: deis.Schedule, ts: Array, grid: str, counts: list[int] | None = None) -> deis.Plan:
+        return self.late(sde, ts, grid, counts)
+
+
+@pytest.mark.parametrize("sde", [SDE, deis.EDM(sampling_eps=0.0)], ids=lambda sde: sde.name)
+def test_a_builder_of_the_users_with_stages_meets_every_budget(sde: deis.Schedule) -> None:
+    for nfe in range(1, 14):
+        plan = deis.make_plan(sde, EulerFirst(), nfe=nfe)
+        assert plan.nfe == nfe
+        assert plan.accepts[: nfe // 3].all()
+        assert deis.make_plan(sde, EulerFirst(), nfe=nfe, afs=0.5).nfe == nfe
+    assert deis.make_plan(SDE, EulerFirst(), 4).nfe == 8
+    with pytest.raises(ValueError, match=r"nfe=6 cannot be met: 'etdrk2' makes 7 evaluations in 5 steps"):
+        deis.make_plan(SDE, EulerFirst(too_many=1), nfe=6)
+
+
 @pytest.mark.parametrize(
     ("c", "a", "b", "error", "match"),
     [
