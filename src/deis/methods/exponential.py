@@ -226,7 +226,7 @@ def exponential_rk(tableau: str | ExponentialTableau, form: Form | None = None) 
     if isinstance(tableau, str):
         tableau = EXPONENTIAL_TABLEAUX[one_of("tableau", tableau, EXPONENTIAL_TABLEAUX)]
     kind("tableau", tableau, ExponentialTableau, "a name of deis.EXPONENTIAL_TABLEAUX or a deis.ExponentialTableau,")
-    check_form(form)
+    form = check_form(form)
     chosen, s = form or "data", len(tableau.c)
     tables = {len(table.c): table for table in map(EXPONENTIAL_TABLEAUX.__getitem__, ("res_2s", "res_3s", "etdrk4"))}
     family = {1: partial(exponential_steps, form=chosen, c=(0.0,), through=((0,),))}
