@@ -359,8 +359,8 @@ def test_what_has_no_meaning_is_refused() -> None:
         deis.exponential_rk("rk4")
     with pytest.raises(TypeError, match=r"a name of deis\.EXPONENTIAL_TABLEAUX"):
         deis.exponential_rk(deis.TABLEAUX["4rk"])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="form='x0' is unknown"):
-        deis.exponential_rk("res_2s", "x0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="form='v' is unknown"):
+        deis.exponential_rk("res_2s", "v")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"c=-0\.5 in a\[1\] must be a node"):
         lawson(deis.TABLEAUX["3ssprk"], "its nodes fall")
     with pytest.raises(ValueError, match="wastes an evaluation"):
