@@ -38,6 +38,7 @@ def assert_alike(plan: Plan, other: Plan, tolerance: float = 1e-9) -> None:
         np.testing.assert_allclose(getattr(mine, name), getattr(its, name), rtol=tolerance, atol=tolerance)
 
 
+@FEW_STEPS
 @given(
     form=st.sampled_from(["eps", "data"]),
     order=st.integers(0, 4),
@@ -52,6 +53,7 @@ def test_a_plan_in_its_clock_cut_at_a_row_is_the_method_on_the_times_left(
     assert_alike(from_call(plan, SDE, call), deis.make_plan(SDE, method, ts=plan.t[call:]))
 
 
+@FEW_STEPS
 @given(form=st.sampled_from(["eps", "data"]), order=st.integers(0, 3), where=st.floats(0.05, 0.95))
 def test_a_plan_in_its_clock_cut_between_rows_is_the_method_from_there(form: Any, order: int, where: float) -> None:
     method = deis.adams(form, "vp_t", order)

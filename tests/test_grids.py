@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import deis
 
-from .oracle import Array, gaussian
+from .oracle import FEW_STEPS, Array, gaussian
 from .test_coefficients import EVERY
 
 SDE = deis.VPSDE.linear()
@@ -56,6 +56,7 @@ def test_the_vp_t_grid_has_the_noise_levels_of_the_linear_vp_grid(sde: deis.Sche
     np.testing.assert_allclose(first.keep_p, second.keep_p, rtol=1e-9, atol=1e-13)
 
 
+@FEW_STEPS
 @given(st.floats(0.2, 10), st.integers(1, 30), st.floats(0.5, 3))
 def test_a_shift_moves_the_times_of_flow_matching_and_no_noise_level(shift: float, num_step: int, power: float) -> None:
     """Equation 23 of arXiv 2403.03206, written out."""

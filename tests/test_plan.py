@@ -131,7 +131,7 @@ def test_repr_is_a_table() -> None:
 @FEW_STEPS
 @given(
     sde=st.sampled_from(EVERY),
-    method=st.sampled_from(["ddim", "ipndm", "sa_solver", "unipc2"]),
+    method=st.sampled_from(["ddim", "ipndm", "ancestral", "unipc2"]),
     n=st.integers(1, 30),
     power=st.floats(1, 5),
 )

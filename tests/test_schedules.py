@@ -179,6 +179,7 @@ def test_a_guard_of_2_to_the_minus_24_may_lie_above_its_neighbours() -> None:
     assert deis.make_plan(sde, "tab3", 10).alpha[0] == sde.alpha(1999)
 
 
+@FEW_STEPS
 @given(st.lists(st.integers(1, 4), min_size=3, max_size=30), st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
 def test_tables_with_ties_have_grids_and_inverses(runs: list[int], seed: int, clean: bool, zero: bool) -> None:
     """Each alpha is repeated as often as its run says: clamped ends, and what float16 makes of a table."""

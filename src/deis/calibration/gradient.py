@@ -132,7 +132,7 @@ def _noise_levels(student: Student, table: Table) -> Array:
 
 def _predict(denoiser: Denoiser, form: str, x: Any, t: Any, alpha: Any, sigma: Any) -> Any:
     """Call a model at a traced noise level, and convert its output."""
-    level, predictor = Level(t, alpha, sigma), Predictor(denoiser, backend_of(x).xp, x.dtype, denoiser.threshold)
+    level, predictor = Level(t, alpha, sigma), Predictor(denoiser, backend_of(x), x.dtype, denoiser.threshold)
     row = factors(denoiser.predicts, form, level, denoiser.threshold is not None)
     return predictor(x, t + 0 * x.reshape(len(x), -1)[:, 0], level, row)
 
