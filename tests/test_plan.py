@@ -99,6 +99,18 @@ def test_predictions_from_before_the_first_and_wasted_ones_are_refused() -> None
         dataclasses.replace(idle, keep_p=np.array([[idle.keep_p[0, 0]], [0.0]]))
 
 
+def test_a_stage_looks_ahead_no_further_than_the_end_of_the_next_step() -> None:
+    plan = deis.make_plan(SDE, "rhork_2heun", 3, "t", 1)
+
+    def moved(row: int, t: float) -> deis.Plan:
+        return dataclasses.replace(plan, t=np.where(np.arange(7) == row, t, plan.t))
+
+    assert moved(1, plan.ts[2]).t[1] == plan.ts[2]
+    for row, t in ((1, plan.ts[2] - 1e-3), (3, plan.ts[3] - 1e-3), (5, plan.ts[3] - 1e-3), (3, plan.ts[1] + 1e-3)):
+        with pytest.raises(ValueError, match="t of every stage must lie within its step or the next"):
+            moved(row, t)
+
+
 def test_wild_extrapolation_is_legal() -> None:
     """Weights of five million, which cancel to five: no inconsistency, though no good sampler either."""
     with pytest.warns(UserWarning, match="'tab5' with the rho grid of power 2 in 5 steps is off by"):

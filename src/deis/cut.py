@@ -163,10 +163,11 @@ def _part(plan: Plan, first: int, stop: int, level: Level | None) -> Plan:
 def _check_part(plan: Plan, first: int, t: Array) -> None:
     if first >= len(t) - 1:
         raise ValueError(f"the plan {plan.method!r} has no step left between start and end; give a start before end")
-    if not (t[first + 1 : -1] <= t[first]).all() or t[-1] == t[first]:
+    end = t[first + 1 + int(np.argmax(plan.accepts[first:]))]  # of the step that it belongs to
+    if not (t[first + 1 : -1] <= t[first]).all() or t[-1] == t[first] or (end == t[first] and not plan.accepts[first]):
         raise ValueError(
             f"the plan {plan.method!r} cannot begin with its row {first}, at t={t[first].item()!r}: a later row lies at "
-            f"t={t[first + 1 :].max().item()!r}, or the plan ends there; begin with one of its full steps"
+            f"t={t[first + 1 :].max().item()!r}, or its step or the plan ends there; begin with one of its full steps"
         )
 
 

@@ -75,10 +75,11 @@ class Plan:
     Raises
     ------
     ValueError
-        Where the shapes disagree, a number is not finite, times do not decrease from step to step (within one, noise
-        may raise them), a row uses a prediction from before the first or makes one that nothing uses, or the table
-        does not carry alpha x_0 + sigma eps exactly from each time to the next, where independent noise adds in squares. That
-        last test, for constant x_0 and eps, is the partition of unity of every method at once; a fitted plan is free of it.
+        Where the shapes disagree, a number is not finite, times do not decrease from step to step (within one, noise may raise
+        them, and a stage may look ahead as far as the end of the next step), a row uses a prediction from before the first or
+        makes one that nothing uses, or the table does not carry alpha x_0 + sigma eps exactly from each time to the next, where
+        independent noise adds in squares. That last test, for constant x_0 and eps, is the partition of unity of every method
+        at once; a fitted plan is free of it.
 
     Notes
     -----
@@ -276,13 +277,13 @@ def _check_flags(plan: Plan) -> None:
 def _check_times(plan: Plan) -> None:
     step: Indices = np.cumsum(plan.accepts) - plan.accepts  # of each row
     falls = bool((np.diff(plan.ts) < 0).all())
-    within = plan.t[:-1] >= plan.ts[step + 1]
+    within = plan.t[:-1] >= plan.ts[np.minimum(step + 2, plan.num_step)]
     if not plan.stochastic:  # noise may raise the time within a step
         within &= plan.t[:-1] <= plan.ts[step]
     if not falls:
         raise ValueError(f"t must decrease from step to step, and the steps are at {plan.ts.tolist()}")
     if not within.all():
-        raise ValueError(f"t of every stage must lie within its step, and t is {plan.t.tolist()}")
+        raise ValueError(f"t of every stage must lie within its step or the next, and t is {plan.t.tolist()}")
     if plan.discrete and (plan.t != np.rint(plan.t)).any():
         raise ValueError(f"t must be whole numbers in a discrete plan, and is {plan.t.tolist()}")
     if not ((plan.alpha >= 0) & (plan.sigma >= 0) & (plan.alpha + plan.sigma > 0)).all():
