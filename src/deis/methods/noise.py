@@ -72,8 +72,8 @@ def check_steps(plan: Plan) -> Plan:
     return plan
 
 
-def check_noise(plan: Plan, tau: str) -> Plan:
-    """Return a plan whose noise does not grow; `tau` is how the rate of the noise was given.
+def check_noise(plan: Plan, tau: str, option: str = "tau") -> Plan:
+    """Return a plan whose noise does not grow; `tau` is how the rate of the noise was given, by an option of that name.
 
     A polynomial through past predictions multiplies their independent parts, up to 2^q times at degree q, and new noise between the
     evaluations makes them independent: with much noise a step, and the more the higher the degree, it grows from step to step.
@@ -91,8 +91,8 @@ def check_noise(plan: Plan, tau: str) -> Plan:
     if excess <= WARN:
         return plan
     text = (
-        f"tau={tau} adds more noise than {plan.method!r} can carry in {plan.num_step} steps: it would spread samples of Gaussian "
-        f"data of deviation {c:g} {excess:.2g} times too far; give more steps, a lower tau or a lower order"
+        f"{option}={tau} adds more noise than {plan.method!r} can carry in {plan.num_step} steps: it would spread samples of "
+        f"Gaussian data of deviation {c:g} {excess:.2g} times too far; give more steps, a lower {option} or a lower order"
     )
     if excess > REFUSE:
         raise ValueError(text)

@@ -63,7 +63,7 @@ def dpm_multistep(
         degrees[-1] *= not euler_at_final
         c_p = np.zeros((len(psi), degrees.max() + 1))
         for i, degree in enumerate(degrees.tolist()):
-            c_p[i, : degree + 1] = c_0[i] * _multistep_weights(power * h[i], h[i - degree : i][::-1] / h[i], solver)
+            c_p[i, : degree + 1] = c_0[i] * multistep_weights(power * h[i], h[i - degree : i][::-1] / h[i], solver)
         c_p = normed(sde, ts, form, c_p, norm)
         fitted = fitted_to(norm) or ("the reverse diffusion in short steps" if form == "eps" and tau else "")
         plan = multistep_plan(sde, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=fitted)
@@ -97,7 +97,7 @@ def _shares(k: float) -> tuple[float, float]:
     return (phi_1 / k - 1) / phi_1, ((phi_1 - k) / k**2 - 0.5) / phi_1
 
 
-def _multistep_weights(k: float, r: Array, solver: Solver) -> Array:
+def multistep_weights(k: float, r: Array, solver: Solver) -> Array:
     """Return the weights of the newest len(r) + 1 predictions, at the distances r = (h_{i-1}, h_{i-2}) / h_i before each other."""
     if len(r) == 0:
         return np.ones(1)

@@ -12,6 +12,7 @@ from ..arrays import Array
 from ..plan import Plan
 from ..quadrature import Form
 from ..sde import Schedule
+from .ancestral import ddim_noise, one_stage
 from .layout import Builder, multistep_plan
 from .runge_kutta import TABLEAUX, tableau_steps
 from .singlestep import SingleStep
@@ -32,21 +33,10 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
     form = check_form(form)
 
     def build(sde: Schedule, ts: Array, grid: str) -> Plan:
-        name = "ddim" if eta == 0 else f"ddim(eta={eta:g})"
         chosen, psi, c_0 = first_order(sde, ts, form)
-        if eta == 0:
-            return multistep_plan(sde, ts, chosen, psi, c_0[:, None], name, grid)
-        alpha, sigma = sde.alpha(ts), sde.sigma(ts)
-        fresh = eta * np.sqrt(-np.expm1(2 * np.diff(sde.log_rho(ts))))  # s / sigma_{i+1}
-        old = sigma[1:] * np.sqrt((1 - fresh) * (1 + fresh))
-        if chosen == "eps":
-            c_0 = old - psi * sigma[:-1]
-        else:
-            psi = old / sigma[:-1]
-            c_0 = alpha[1:] - psi * alpha[:-1]
-        return multistep_plan(sde, ts, chosen, psi, c_0[:, None], name, grid, keep_z=sigma[1:] * fresh)
+        return multistep_plan(sde, ts, chosen, psi, c_0[:, None], "ddim", grid)
 
-    return build
+    return one_stage(f"ddim(eta={eta:g})", partial(ddim_noise, eta=eta), form) if eta else build
 
 
 def renoise() -> Builder:
