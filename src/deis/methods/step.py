@@ -28,6 +28,11 @@ def check_tau(tau: Any) -> float:
     return number("tau", tau, least=0, most=100, hint="0 is no noise, 1 the reverse diffusion")
 
 
+def check_eta(eta: Any) -> float:
+    """Return the square of a rate of renewal of the noise, as SEEDS and k-diffusion have it."""
+    return number("eta", eta, least=0, most=1e4, hint="0 is no noise, 1 the reverse diffusion")
+
+
 def choose_form(sde: Schedule, ts: Array, form: Form | None = None) -> Form:
     """Return the form that is asked for; by default "eps", and "data" where the grid starts at alpha = 0.
 
