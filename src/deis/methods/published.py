@@ -6,6 +6,7 @@ with weights w of sum 1. Libraries ship these; the exact forms (`dpmpp_2m`, `uni
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ from .clocks import CLOCKS
 from .layout import Builder, laid_out, multistep_plan
 from .noise import check_noise
 from .norms import fitted_to, normed
-from .step import check_tau, first_order, step_degrees, transport
+from .step import check_eta, check_tau, first_order, step_degrees, transport
 
 Solver = Literal["midpoint", "heun"]
 _SOLVERS = ("midpoint", "heun")
@@ -70,6 +71,18 @@ def dpm_multistep(
         return plan if form == "eps" else check_noise(plan, repr(tau))
 
     return build
+
+
+def dpm_multistep_sde(*, order: Literal[2, 3], solver: Solver, eta: float = 1.0, lower_order_final: bool = False) -> Builder:
+    """Return k-diffusion's DPM-Solver++ 2M SDE or 3M SDE, whose eta is tau^2: see `dpm_multistep`.
+
+    Raises
+    ------
+    ValueError
+        As there, and where eta is negative.
+    """
+    tau = math.sqrt(check_eta(eta))
+    return dpm_multistep(form="data", order=order, solver=solver, tau=tau, lower_order_final=lower_order_final)
 
 
 def _dpm_name(form: Form, order: str, tau: float) -> str:
