@@ -1,10 +1,10 @@
-"""iPNDM: the classical Adams-Bashforth weights of equal steps on the DDIM step, whatever the grid."""
+"""iPNDM and its kind: fixed or published weights on the DDIM step, whatever the grid."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..arguments import whole
+from ..arguments import number, whole
 from ..arrays import Array
 from ..plan import Plan
 from ..quadrature import Norm
@@ -43,5 +43,71 @@ def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
             shares[i, : len(weights)] = weights
         c_p = normed(sde, ts, form, c_0[:, None] * shares, norm)
         return multistep_plan(sde, ts, form, psi, c_p, f"ipndm{order}", grid, fitted=fitted_to(norm))
+
+    return build
+
+
+def ipndm_v(order: int) -> Builder:
+    """Return iPNDM of variable steps as ComfyUI publishes it, of 1 to 4 predictions; the exact form of it is `lms<q>`.
+
+    It is Newton's polynomial in rho through the newest eps, eps_i + sum_k m_k eps[i, ..., i-k], where m_k should be the mean over
+    the step of prod_{j<k} (rho - rho_{i-j}): m_1 is, m_2 on even steps, and m_3 never. Of order 4 the oldest weight is another
+    yet, so that the weights add up to 1 on geometric steps only, and its order is 2.
+
+    Raises
+    ------
+    ValueError
+        Where order is not 1, 2, 3 or 4.
+    """
+    if whole("order", order) > 4:
+        raise ValueError(f"method='ipndm_v{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
+    fitted = "" if order < 4 else "nothing: weights as published, which add up to 1 on geometric steps only"
+
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        form, psi, c_0 = first_order(sde, ts, "eps")
+        rho = sde.rho(ts)
+        shares = np.zeros((len(psi), min(order, len(psi))))
+        for i in range(len(psi)):
+            size = min(order, i + 1) if rho[i + 1] > 0 else 1
+            shares[i, :size] = _published_shares(np.diff(rho[i + 1 - size : i + 2])[::-1])
+        return multistep_plan(sde, ts, form, psi, c_0[:, None] * shares, f"ipndm_v{order}", grid, fitted=fitted)
+
+    return build
+
+
+def _published_shares(steps: Array) -> Array:
+    """Return ComfyUI's weights of the newest predictions, as shares of the step; `steps` are in rho, newest first."""
+    q = np.append(steps[1:] / steps[0], [0.0, 0.0])
+    m_3 = 1 / 4 + (2 * q[0] + q[1]) / 3 + q[0] * (q[0] + q[1]) / 2 + (1 + q[0]) / 3 - 1 / 6
+    means = (1.0, 1 / 2, (q[0] * (q[0] + q[1]) - 1 / 3) / 2, m_3)
+    back = np.append(0.0, np.cumsum(q[: len(steps) - 1]))
+    table = np.eye(len(steps))  # divided differences
+    shares = means[0] * table[0]
+    for k in range(1, len(steps)):
+        table = (table[:-1] - table[1:]) / (back[k:] - back[:-k])[:, None]
+        shares = shares + means[k] * table[0]
+    if len(steps) == 4:
+        shares[3] += m_3 / (q[1] * (q[1] + q[2]) * back[3]) * (q[1] / q[2] - q[0] / q[1])
+    return shares
+
+
+def gradient_estimation(gamma: float = 2.0) -> Builder:
+    """Return the sampler of Permenter and Yuan (arXiv 2306.04848): DDIM's step along gamma p_i + (1 - gamma) p_{i-1}.
+
+    The first step and one to sigma = 0 take p_i. gamma = 1 is DDIM, and of order 2 on smooth grids is 3/2 alone.
+
+    Raises
+    ------
+    ValueError
+        Where gamma is no finite number.
+    """
+    gamma = number("gamma", gamma)
+
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        form, psi, c_0 = first_order(sde, ts, None)
+        older = np.full(len(psi), 1 - gamma)
+        older[sde.sigma(ts[1:]) == 0] = older[0] = 0.0
+        c_p = c_0[:, None] * np.stack([1 - older, older], axis=1)[:, : len(psi)]
+        return multistep_plan(sde, ts, form, psi, c_p, f"gradient_estimation(gamma={gamma:g})", grid)
 
     return build
