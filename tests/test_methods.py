@@ -56,17 +56,6 @@ def test_every_name_survives_a_file_and_prints(name: str, tmp_path: Any) -> None
     assert plan.method in repr(plan)
 
 
-def test_no_builder_is_longer_than_forty_lines() -> None:
-    from deis.methods import adams, exponential, ipndm, published, runge_kutta, singlestep, stochastic
-
-    for module in (adams, exponential, ipndm, published, runge_kutta, singlestep, stochastic):
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            lines = inspect.getsource(function)
-            code = lines.replace(inspect.getdoc(function) or "", "")
-            documentation = len((function.__doc__ or "").splitlines())
-            assert len(code.splitlines()) - documentation <= 40, name
-
-
 def test_hyphens_are_underscores() -> None:
     assert deis.make_plan(SDE, "deis-abm", 5) == deis.make_plan(SDE, "deis_abm", 5)
     assert deis.make_plan(SDE, "deis-abm", 5).method == "deis_abm2"

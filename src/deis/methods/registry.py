@@ -11,11 +11,15 @@ from typing import Any, Literal
 from ..arguments import kind
 from ..quadrature import Form
 from .adams import adams
+from .ancestral import ancestral_rf, by_log_rho, by_log_sigma, ddim_noise, flow_noise, res_multistep_ancestral, tcd, two_stage
+from .er_sde import er_sde
 from .exponential import EXPONENTIAL_TABLEAUX, dpm_fast, dpm_singlestep, exponential_rk
-from .ipndm import ipndm
+from .heunpp import HeunPP2
+from .ipndm import gradient_estimation, ipndm, ipndm_v
 from .layout import Builder
-from .published import GridStages, dpm_multistep, unipc
+from .published import GridStages, dpm_multistep, dpm_multistep_sde, unipc
 from .runge_kutta import TABLEAUX, rho_rk
+from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .stochastic import ddim, edm_heun, renoise
 
 
@@ -85,6 +89,10 @@ def _plus(more: int) -> Callable[[int], int]:
 
 def _up_to_2(q: int) -> int:
     return min(q, 2)
+
+
+def _ipndm_v(q: int) -> int:
+    return q if q < 4 else 2
 
 
 def _of_tableau(name: str) -> int:
@@ -199,6 +207,66 @@ REGISTRY = (
         "sa_solver", partial(adams, "data", "log_rho", 1, 2, tau=1.0, name="sa_solver"),
         "data", "log_rho", 2, "1", "SA-Solver, arXiv 2309.05019; `tau=`, a rate or a function of t", weak=True,
     ),
+    Entry("lcm", renoise, "data", "any", None, "1", "`renoise`"),
+    Entry("tcd", tcd, "eps*", "any", None, "1", "arXiv 2402.19159, algorithm 4; `gamma=`, 0 is `ddim`"),
+    Entry("euler_ancestral", partial(ddim, eta=1.0), "eps*", "any", 1, "1", "`ancestral`; `eta=` too", weak=True),
+    Entry(
+        "dpm_2_ancestral", partial(two_stage, "dpm_2_ancestral", "eps", by_log_rho, ddim_noise),
+        "eps", "log_rho", 1, "2, 1 to sigma = 0", "k-diffusion; `eta=`, 0 is `dpm_solver_2`; order 2 for Gaussian data", weak=True,
+    ),
+    Entry(
+        "dpmpp_2s_ancestral", partial(two_stage, "dpmpp_2s_ancestral", "data", by_log_rho, ddim_noise),
+        "data", "log_rho", 1, "2, 1 to sigma = 0", "k-diffusion; `eta=`, 0 is `dpmpp_2s`; order 2 for Gaussian data", weak=True,
+    ),
+    Entry("ancestral_rf", ancestral_rf, "eps*", "any", 1, "1", "ComfyUI, of flow matching's sigma; `eta=`, 0 is `ddim`", weak=True),
+    Entry(
+        "dpm_2_ancestral_rf", partial(two_stage, "dpm_2_ancestral_rf", "data", by_log_sigma, flow_noise),
+        "data", "log_rho", 1, "2, 1 to sigma = 0", "ComfyUI, DPM-Solver-2 on the velocity; `eta=`", weak=True,
+    ),
+    Entry(
+        "dpmpp_2s_ancestral_rf", partial(two_stage, "dpmpp_2s_ancestral_rf", "data", by_log_rho, flow_noise),
+        "data", "log_rho", 1, "2, 1 to sigma = 0", "ComfyUI; `eta=`, 0 is `dpmpp_2s`", weak=True,
+    ),
+    Entry(
+        "res_multistep", _named("res_multistep", "data", "log_rho", 1),
+        "data", "log_rho", 2, "1", "RES, arXiv 2308.02157: `dpmpp_2m`",
+    ),
+    Entry(
+        "res_multistep_ancestral", res_multistep_ancestral,
+        "data", "log_rho", 2, "1", "ComfyUI; `eta=`, 0 is `dpmpp_2m` and 1 `sde_dpmpp_2m`", weak=True,
+    ),
+    Entry(
+        "dpmpp_2m_sde", partial(dpm_multistep_sde, order=2, solver="midpoint"),
+        "data", "log_rho", 2, "1", "k-diffusion: `sde_dpmpp_2m_published`; `eta=`, tau^2", weak=True,
+    ),
+    Entry(
+        "dpmpp_3m_sde", partial(dpm_multistep_sde, order=3, solver="heun"),
+        "data", "log_rho", 2, "1", "k-diffusion; `eta=`, tau^2", weak=True,
+    ),
+    Entry(
+        "dpmpp_sde", dpmpp_sde,
+        "data", "log_rho", 2, "2, 1 to sigma = 0", "k-diffusion, its noise carried on; `r=`, `eta=`", weak=True,
+    ),
+    Entry("seeds_2", seeds_2, "data", "log_rho", 2, "2, 1 to sigma = 0", "arXiv 2305.14267; `r=`, `eta=`, `solver=`", weak=True),
+    Entry(
+        "seeds_3", seeds_3,
+        "data", "log_rho", 2, "3, 1 to sigma = 0", "arXiv 2305.14267; `r_1=`, `r_2=`, `eta=`, 0 of order 3", weak=True,
+    ),
+    Entry(
+        "exp_heun_2_x0", partial(seeds_2, r=1.0, eta=0.0, solver="phi_2"),
+        "data", "log_rho", 2, "2, 1 to sigma = 0", "exponential Heun: `seeds_2` of r = 1 without noise",
+    ),
+    Entry(
+        "exp_heun_2_x0_sde", partial(seeds_2, r=1.0, solver="phi_2"),
+        "data", "log_rho", 2, "2, 1 to sigma = 0", "`seeds_2` of r = 1; `eta=`", weak=True,
+    ),
+    Entry("er_sde", er_sde, "data", "rho", 2, "1", "ER-SDE-Solver, arXiv 2309.06169; `stages=`, `scaler=`", weak=True),
+    Entry("gradient_estimation", gradient_estimation, "eps*", "none", 1, "1", "arXiv 2306.04848; `gamma=`, of order 2 at 3/2"),
+    Entry(
+        "ipndm_v<q>", ipndm_v,
+        "eps", "rho", _ipndm_v, "1", "as ComfyUI has it; q from 1 to 3, of order q, or 4, of 2; `lms<q>` is exact",
+    ),
+    Entry("heunpp2", HeunPP2, "eps", "none", 1, "3, 2, 1 at the end", "ComfyUI; its weights follow the first rho, not the step"),
 )  # fmt: skip
 
 KNOWN = ", ".join(repr(entry.name) for entry in REGISTRY)
