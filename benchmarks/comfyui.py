@@ -46,18 +46,23 @@ class AnyName(ModuleType):
         return type(name, (), {})
 
 
-def load_program(root: str) -> Any:
-    """Return ComfyUI's modules, on the CPU, with the folder of nodes loaded by its own loader."""
+def find_program(root: str) -> None:
+    """Let ComfyUI's modules be imported, on the CPU."""
     importlib.import_module("transformers").CLIPTokenizer  # noqa: B018 (it looks for torchvision, once)
     for package in ("torchvision", "torchaudio"):
         if importlib.util.find_spec(package) is None:
-            for name in (package, f"{package}.transforms", f"{package}.functional"):
+            for name in (package, f"{package}.transforms", f"{package}.functional", f"{package}.ops"):
                 sys.modules[name] = AnyName(name)
     # The checkout's comfy has no __init__.py: from anywhere on the path the folder of nodes would be found before it.
     sys.path[:] = [root, *(path for path in sys.path if Path(path).resolve() != NODES.parent)]
     for name in [name for name in sys.modules if name.partition(".")[0] in ("comfy", "utils", "nodes")]:
         del sys.modules[name]
     importlib.import_module("comfy.cli_args").args.cpu = True
+
+
+def load_program(root: str) -> Any:
+    """Return ComfyUI's modules, with the folder of nodes loaded by its own loader."""
+    find_program(root)
     names = ("samplers", "sample", "model_base", "model_patcher", "model_sampling", "supported_models_base", "latent_formats")
     modules = {name: importlib.import_module(f"comfy.{name}") for name in names}
     extras = {name: importlib.import_module(f"comfy_extras.nodes_{name}") for name in ("model_advanced", "custom_sampler")}

@@ -62,6 +62,19 @@ def close(plan: deis.Plan, sampler: Sampler, sigmas: Array, seen: Callable[[int,
     np.testing.assert_allclose(mine, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
+def carried(sigmas: Array, r: float, eta: float) -> tr.Noise:
+    """Return noises of dpmpp_sde whose second is what is left of the first at the end of a step, and new noise."""
+
+    def second(i: int) -> Array:
+        s, t = sigmas[i : i + 2]
+        (d_1, u_1), (d, u) = (tr.ancestral(s, level, eta) for level in (s * (t / s) ** r, t))
+        old = d * u_1 / d_1
+        new = np.sqrt(u**2 - old**2) if r < 1 else 0.0
+        return (old * noise(i, 0) + new * noise(i, 1)) / u
+
+    return lambda i, k: second(i) if k == 1 and eta > 0 else noise(i, 0)
+
+
 COVARIANT: list[tuple[str, dict[str, Any], Sampler]] = [
     ("heunpp2", {}, tr.heunpp2),
     *((f"ipndm_v{q}", {}, partial(tr.ipndm_v, order=q)) for q in (1, 2, 3, 4)),
@@ -103,19 +116,9 @@ def test_a_plan_is_its_transcription(
 @pytest.mark.parametrize("r", [0.3, 0.5, 1.0])
 @pytest.mark.parametrize("sde", [EDM, VP, FLOW], ids=lambda sde: sde.name)
 def test_dpmpp_sde_carries_the_noise_of_its_stage(sde: deis.Schedule, r: float, eta: float) -> None:
-    """The transcription, whose second noise is then the part of the first that is still there, and new noise."""
     sigmas = karras(7)
-
-    def carried(i: int, k: int) -> Array:
-        if k == 0 or eta == 0:
-            return noise(i, 0)
-        s, t = sigmas[i : i + 2]
-        (d_1, u_1), (d, u) = (tr.ancestral(s, level, eta) for level in (s * (t / s) ** r, t))
-        old = d * u_1 / d_1
-        new = np.sqrt(u**2 - old**2) if r < 1 else 0.0
-        return (old * noise(i, 0) + new * noise(i, 1)) / u
-
-    close(deis.make_plan(sde, "dpmpp_sde", sigmas=sigmas, r=r, eta=eta), partial(tr.dpmpp_sde, noise=carried, r=r, eta=eta), sigmas)
+    sampler = partial(tr.dpmpp_sde, noise=carried(sigmas, r, eta), r=r, eta=eta)
+    close(deis.make_plan(sde, "dpmpp_sde", sigmas=sigmas, r=r, eta=eta), sampler, sigmas)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
