@@ -1,7 +1,9 @@
 """Ancestral steps: a deterministic step to less noise than the end of the step has, and fresh noise for the rest.
 
 A `Noise` says how the noise at the end of a step, of the deviation sigma(end), is parted: sigma(end)^2 = kept^2 + fresh^2. The
-deterministic step goes to the level rho = kept / alpha(end), which k-diffusion calls sigma_down, and no state is ever there.
+deterministic step goes to the level rho = kept / alpha(end), which k-diffusion calls sigma_down, and no state is ever there. It
+carries the law at the start to the law at that level as well as its order lets it, and the noise that one to the law at the end
+exactly: so the order of the samples' law is that of the deterministic step.
 """
 
 from __future__ import annotations

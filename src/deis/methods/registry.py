@@ -212,20 +212,20 @@ REGISTRY = (
     Entry("euler_ancestral", partial(ddim, eta=1.0), "eps*", "any", 1, "1", "`ancestral`; `eta=` too", weak=True),
     Entry(
         "dpm_2_ancestral", partial(two_stage, "dpm_2_ancestral", "eps", by_log_rho, ddim_noise),
-        "eps", "log_rho", 1, "2, 1 to sigma = 0", "k-diffusion; `eta=`, 0 is `dpm_solver_2`; order 2 for Gaussian data", weak=True,
+        "eps", "log_rho", 2, "2, 1 to sigma = 0", "k-diffusion; `eta=`, 0 is `dpm_solver_2`", weak=True,
     ),
     Entry(
         "dpmpp_2s_ancestral", partial(two_stage, "dpmpp_2s_ancestral", "data", by_log_rho, ddim_noise),
-        "data", "log_rho", 1, "2, 1 to sigma = 0", "k-diffusion; `eta=`, 0 is `dpmpp_2s`; order 2 for Gaussian data", weak=True,
+        "data", "log_rho", 2, "2, 1 to sigma = 0", "k-diffusion; `eta=`, 0 is `dpmpp_2s`", weak=True,
     ),
     Entry("ancestral_rf", ancestral_rf, "eps*", "any", 1, "1", "ComfyUI, of flow matching's sigma; `eta=`, 0 is `ddim`", weak=True),
     Entry(
         "dpm_2_ancestral_rf", partial(two_stage, "dpm_2_ancestral_rf", "data", by_log_sigma, flow_noise),
-        "data", "log_rho", 1, "2, 1 to sigma = 0", "ComfyUI, DPM-Solver-2 on the velocity; `eta=`", weak=True,
+        "data", "log_rho", 2, "2, 1 to sigma = 0", "ComfyUI, DPM-Solver-2 on the velocity; `eta=`", weak=True,
     ),
     Entry(
         "dpmpp_2s_ancestral_rf", partial(two_stage, "dpmpp_2s_ancestral_rf", "data", by_log_rho, flow_noise),
-        "data", "log_rho", 1, "2, 1 to sigma = 0", "ComfyUI; `eta=`, 0 is `dpmpp_2s`", weak=True,
+        "data", "log_rho", 2, "2, 1 to sigma = 0", "ComfyUI; `eta=`, 0 is `dpmpp_2s`", weak=True,
     ),
     Entry(
         "res_multistep", _named("res_multistep", "data", "log_rho", 1),
