@@ -1,6 +1,5 @@
 """The registry, the options of builders, budgets, and what the general exponential Adams method refuses or converts."""
 
-import inspect
 from typing import Any, Literal
 from unittest import mock
 

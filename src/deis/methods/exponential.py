@@ -17,7 +17,7 @@ from ..sde import Schedule
 from .clocks import CLOCKS
 from .phi import phi
 from .runge_kutta import TABLEAUX, TREES, ButcherTableau, Tree, density
-from .singlestep import SingleStep, Steps
+from .singlestep import SingleStep, Steps, stage_times
 from .step import check_form, choose_form
 
 Term = tuple[float, int, float]
@@ -237,25 +237,12 @@ def exponential_rk(tableau: str | ExponentialTableau, form: Form | None = None) 
 
 def phi_steps(sde: Schedule, start: Array, end: Array, *, form: Form, tableau: ExponentialTableau) -> Steps:
     """Return the steps of an exponential tableau; see `exponential_rk`."""
-    t = _stage_times(sde, start, end, tableau.c)
+    t = stage_times(sde, start, end, tableau.c)
     target = np.append(t[:, 1:], end[:, None], axis=1)
     h = sde.log_rho(start) - sde.log_rho(end)
     kept, gained, sign = (sde.sigma, sde.alpha, 1.0) if form == "data" else (sde.alpha, sde.sigma, -1.0)
     weights = tableau.weights(-sign * h)
     return Steps(form, t, kept(target) / kept(start)[:, None], (sign * h[:, None] * gained(target))[..., None] * weights)
-
-
-def _stage_times(sde: Schedule, start: Array, end: Array, c: Sequence[float]) -> Array:
-    """Return the times of the stages at nodes c in log rho, shape (n, s); those of a step's ends are the grid's, to the bit."""
-    high, low = sde.log_rho(start), sde.log_rho(end)
-    if not (np.isfinite(high).all() and np.isfinite(low).all()):
-        t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
-        raise ValueError(
-            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
-            "a multistep method such as 'tab3' or 'dpmpp_2m'"
-        )
-    ends = {0.0: start, 1.0: end}
-    return np.stack([ends[c_k] if c_k in ends else sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c], axis=1)
 
 
 def dpm_singlestep(form: Form | None, name: str, order: int) -> SingleStep:
@@ -285,7 +272,7 @@ def exponential_steps(
 ) -> Steps:
     """Return the steps of an exponential Runge-Kutta method; see `dpm_singlestep`."""
     chosen, s = choose_form(sde, start, form), len(c)
-    t = start[:, None] if s == 1 else _stage_times(sde, start, end, c)
+    t = stage_times(sde, start, end, c)
     target = np.append(t[:, 1:], end[:, None], axis=1)
     scale = sde.alpha if chosen == "eps" else sde.sigma
     c_p = np.zeros((len(start), s, s))

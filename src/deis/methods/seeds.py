@@ -17,7 +17,7 @@ from ..quadrature import lagrange_integrals
 from ..sde import Schedule
 from .ancestral import ddim_noise, double, single
 from .clocks import CLOCKS
-from .singlestep import SingleStep, StepBuilder, Steps
+from .singlestep import SingleStep, StepBuilder, Steps, stage_times
 from .step import check_eta
 
 
@@ -113,22 +113,3 @@ def dpmpp_sde(r: float = 0.5, eta: float = 1.0) -> SingleStep:
 
     family: dict[int, StepBuilder] = {1: partial(single, form="data", noise=noise), 2: steps}
     return SingleStep(f"dpmpp_sde(r={r:g}, eta={eta:g})", family, clean_end=True)
-
-
-def stage_times(sde: Schedule, start: Array, end: Array, c: tuple[float, ...]) -> Array:
-    """Return the times of stages, shape (n, s), which lie at c between start and end in log rho; that of c = 0 is the start.
-
-    Raises
-    ------
-    ValueError
-        Where log rho is infinite and there is a second stage.
-    """
-    high, low = sde.log_rho(start), sde.log_rho(end)
-    if len(c) > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
-        t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
-        raise ValueError(
-            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
-            "a multistep method such as 'sde_dpmpp_2m'"
-        )
-    inside = [end if c_k == 1 else sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c[1:]]
-    return np.stack([start, *inside], axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,6 +32,25 @@ class Steps(NamedTuple):
 
 StepBuilder = Callable[[Schedule, Array, Array], Steps]
 """steps(sde, start, end), of times of shape (n,)."""
+
+
+def stage_times(sde: Schedule, start: Array, end: Array, c: Sequence[float]) -> Array:
+    """Return the times of stages at c between start and end in log rho, shape (n, s); at 0 and 1 they are these, to the bit.
+
+    Raises
+    ------
+    ValueError
+        Where log rho is infinite and there is a second stage.
+    """
+    high, low = sde.log_rho(start), sde.log_rho(end)
+    if len(c) > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
+        t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
+        raise ValueError(
+            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
+            "a multistep method such as 'dpmpp_2m', or with noise 'sde_dpmpp_2m'"
+        )
+    ends = {0.0: start, 1.0: end}
+    return np.stack([ends[c_k] if c_k in ends else sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c], axis=1)
 
 
 @dataclass(frozen=True)
