@@ -96,7 +96,7 @@ def tcd(gamma: float = 0.3, form: Form | None = None) -> Builder:
     ValueError
         Where gamma lies outside [0, 1].
     """
-    check_form(form)
+    form = check_form(form)
     gamma = number("gamma", gamma, least=0, most=1)
     return one_stage(f"tcd(gamma={gamma:g})", partial(tcd_noise, gamma=gamma), form)
 
@@ -109,7 +109,7 @@ def ancestral_rf(eta: float = 1.0, form: Form | None = None) -> Builder:
     ValueError
         Where eta lies outside [0, 1].
     """
-    check_form(form)
+    form = check_form(form)
     eta = number("eta", eta, least=0, most=1)
     return one_stage(f"ancestral_rf(eta={eta:g})", partial(flow_noise, eta=eta), form)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..arguments import flag, one_of
+from ..arguments import flag, one_of, shown
 from ..arrays import Array, Indices
 from ..plan import Plan
 from ..quadrature import Form, Norm
@@ -35,6 +35,7 @@ def dpm_multistep(
     lower_order_final: bool = False,
     euler_at_final: bool = False,
     tau: float = 0.0,
+    eta: float | None = None,
     norm: Norm | None = None,
 ) -> Builder:
     """Return the published multistep DPM-Solver (Lu et al., arXiv 2206.00927) or DPM-Solver++ (arXiv 2211.01095, appendix B).
@@ -44,14 +45,19 @@ def dpm_multistep(
     integral has phi_2 and 2 phi_3, so that it converges at order 2; its second step, and a lowered one, are those of order 2. With
     tau = 1 these are SDE-DPM-Solver and SDE-DPM-Solver++. The former doubles c_0 and adds noise of the variance alpha_{i+1}^2
     (rho_i^2 - rho_{i+1}^2), which is right for short steps only, and so needs an end with noise. `euler_at_final` lowers the last
-    step to order 1; `lower_order_final` does, and the one before it to order 2.
+    step to order 1; `lower_order_final` does, and the one before it to order 2. eta is tau^2, which k-diffusion gives in its place.
 
     Raises
     ------
     ValueError
         Where the solver is unknown; and, when a plan is built, where the eps form of tau > 0 ends at sigma = 0.
     """
-    tau = check_tau(tau)
+    option, given = ("tau", tau) if eta is None else ("eta", eta)
+    if eta is not None and tau != 0:
+        raise ValueError(
+            f"tau={shown(tau)} and eta={shown(eta)} both tell the rate of the noise, eta = tau^2; leave one out"
+        )
+    tau = check_tau(tau) if eta is None else math.sqrt(check_eta(eta))
     flag("lower_order_final", lower_order_final)
     one_of("solver", solver, _SOLVERS)
     name = _dpm_name(form, f"{order}m", tau)
@@ -68,21 +74,9 @@ def dpm_multistep(
         c_p = normed(sde, ts, form, c_p, norm)
         fitted = fitted_to(norm) or ("the reverse diffusion in short steps" if form == "eps" and tau else "")
         plan = multistep_plan(sde, ts, form, psi, c_p, name, grid, keep_z=keep_z, fitted=fitted)
-        return plan if form == "eps" else check_noise(plan, repr(tau))
+        return plan if form == "eps" else check_noise(plan, repr(given), option)
 
     return build
-
-
-def dpm_multistep_sde(*, order: Literal[2, 3], solver: Solver, eta: float = 1.0, lower_order_final: bool = False) -> Builder:
-    """Return k-diffusion's DPM-Solver++ 2M SDE or 3M SDE, whose eta is tau^2: see `dpm_multistep`.
-
-    Raises
-    ------
-    ValueError
-        As there, and where eta is negative.
-    """
-    tau = math.sqrt(check_eta(eta))
-    return dpm_multistep(form="data", order=order, solver=solver, tau=tau, lower_order_final=lower_order_final)
 
 
 def _dpm_name(form: Form, order: str, tau: float) -> str:

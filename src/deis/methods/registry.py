@@ -17,7 +17,7 @@ from .exponential import EXPONENTIAL_TABLEAUX, dpm_fast, dpm_singlestep, exponen
 from .heunpp import HeunPP2
 from .ipndm import gradient_estimation, ipndm, ipndm_v
 from .layout import Builder
-from .published import GridStages, dpm_multistep, dpm_multistep_sde, unipc
+from .published import GridStages, dpm_multistep, unipc
 from .runge_kutta import TABLEAUX, rho_rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
 from .stochastic import ddim, edm_heun, renoise
@@ -236,11 +236,11 @@ REGISTRY = (
         "data", "log_rho", 2, "1", "ComfyUI; `eta=`, 0 is `dpmpp_2m` and 1 `sde_dpmpp_2m`", weak=True,
     ),
     Entry(
-        "dpmpp_2m_sde", partial(dpm_multistep_sde, order=2, solver="midpoint"),
+        "dpmpp_2m_sde", partial(dpm_multistep, form="data", order=2, eta=1.0),
         "data", "log_rho", 2, "1", "k-diffusion: `sde_dpmpp_2m_published`; `eta=`, tau^2", weak=True,
     ),
     Entry(
-        "dpmpp_3m_sde", partial(dpm_multistep_sde, order=3, solver="heun"),
+        "dpmpp_3m_sde", partial(dpm_multistep, form="data", order=3, solver="heun", eta=1.0),
         "data", "log_rho", 2, "1", "k-diffusion; `eta=`, tau^2", weak=True,
     ),
     Entry(
