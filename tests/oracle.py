@@ -16,7 +16,7 @@ import deis
 
 Array = NDArray[np.float64]
 mp.dps = 40
-FEW_STEPS = pytest.mark.filterwarnings("ignore:.* is off by:UserWarning", "ignore:tau=.* adds more noise:UserWarning")
+FEW_STEPS = pytest.mark.filterwarnings("ignore:.* is off by:UserWarning", "ignore:(tau|eta)=.* adds more noise:UserWarning")
 """What the library says of plans of few steps, where it is true and beside what is tested."""
 
 

@@ -10,7 +10,7 @@ from torchdiffeq import odeint
 
 import deis
 
-from .oracle import gaussian
+from .oracle import FEW_STEPS, gaussian
 from .test_convergence import RK_ORDERS
 
 
@@ -49,6 +49,7 @@ def test_bogacki_and_shampine_advance_with_the_third_order_of_ralston() -> None:
     np.testing.assert_array_equal(deis.TABLEAUX["3bs"].b, deis.TABLEAUX["3ral"].b)
 
 
+@FEW_STEPS
 def test_budgets_of_six_stages_end_in_the_shipped_ones() -> None:
     for nfe, counts in ((6, [6]), (9, [6, 3]), (11, [6, 4, 1])):
         assert deis.rho_rk("6dopri").split(nfe, False) == counts

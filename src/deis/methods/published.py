@@ -54,9 +54,7 @@ def dpm_multistep(
     """
     option, given = ("tau", tau) if eta is None else ("eta", eta)
     if eta is not None and tau != 0:
-        raise ValueError(
-            f"tau={shown(tau)} and eta={shown(eta)} both tell the rate of the noise, eta = tau^2; leave one out"
-        )
+        raise ValueError(f"tau={shown(tau)} and eta={shown(eta)} both tell the rate of the noise, eta = tau^2; leave one out")
     tau = check_tau(tau) if eta is None else math.sqrt(check_eta(eta))
     flag("lower_order_final", lower_order_final)
     one_of("solver", solver, _SOLVERS)
