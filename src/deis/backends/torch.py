@@ -18,11 +18,11 @@ def combine(c_x: Any, x: Tensor, c_p: Sequence[Any] | Tensor, history: Sequence[
 
     Coefficients that are tensors, which may record gradients, are not looked at.
     """
-    total = None
-    for c, p in ((c_x, x), *zip(c_p, history, strict=False)):
-        if isinstance(c, Tensor):
-            total = c * p if total is None else total + c * p
-        elif c != 0:
+    if isinstance(c_x, Tensor):
+        return sum((c * p for c, p in zip(c_p, history, strict=False)), c_x * x)
+    total = None if c_x == 0 else x if c_x == 1 else x * c_x
+    for c, p in zip(c_p, history, strict=False):
+        if c != 0:
             total = (p if c == 1 else p * c) if total is None else torch.add(total, p, alpha=c)
     return torch.zeros_like(x) if total is None else total
 
@@ -55,7 +55,7 @@ BACKEND = Backend(
     xp=torch,
     owns=lambda x: isinstance(x, Tensor),
     carry=lambda dtype: torch.promote_types(dtype, torch.float32),
-    cast=lambda x, dtype: x.to(dtype),
+    cast=lambda x, dtype: x if x.dtype is dtype else x.to(dtype),  # much the quicker question
     full=_full,
     to_host=lambda x: np.asarray(x.detach().cpu().double()),
     like=_like,

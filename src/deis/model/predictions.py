@@ -282,7 +282,7 @@ class Denoiser:
 
 def checked_output(call: str, m: Any, x: Any, level: Any = None) -> Any:
     """Return what a model returned, checked to be an array like x; a noise level in numbers tells an error the time."""
-    if backend_of(m).xp is backend_of(x).xp and getattr(m, "shape", None) == x.shape:
+    if (type(m) is type(x) or backend_of(m) is backend_of(x)) and getattr(m, "shape", None) == x.shape:
         return m
     got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"
     at = f" at t={level.t!r}" if isinstance(getattr(level, "t", None), float) else ""
