@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import importlib.util
 import os
 import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -34,11 +36,7 @@ CONDITIONING = [[torch.zeros(1, 1, 8), {}]]
 
 
 class AnyName(ModuleType):
-    """Stands in for a package that ComfyUI imports, and that sampling does not use."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__path__: list[str] = []
+    """Stands in for a package that ComfyUI imports, and that sampling does not use; it has whatever name is asked of it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -46,13 +44,26 @@ class AnyName(ModuleType):
         return type(name, (), {})
 
 
+class MissingPackages(MetaPathFinder, Loader):
+    """Finds the modules of packages that are not installed, and loads each as an `AnyName`."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname.partition(".")[0] in self.packages else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return AnyName(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
 def find_program(root: str) -> None:
     """Let ComfyUI's modules be imported, on the CPU."""
     importlib.import_module("transformers").CLIPTokenizer  # noqa: B018 (it looks for torchvision, once)
-    for package in ("torchvision", "torchaudio"):
-        if importlib.util.find_spec(package) is None:
-            for name in (package, f"{package}.transforms", f"{package}.functional", f"{package}.ops"):
-                sys.modules[name] = AnyName(name)
+    sys.meta_path.append(MissingPackages(("torchvision", "torchaudio")))  # after the finder of those that are installed
     # The checkout's comfy has no __init__.py: from anywhere on the path the folder of nodes would be found before it.
     sys.path[:] = [root, *(path for path in sys.path if Path(path).resolve() != NODES.parent)]
     for name in [name for name in sys.modules if name.partition(".")[0] in ("comfy", "utils", "nodes")]:
