@@ -78,11 +78,10 @@ def load_program(root: str) -> Any:
     modules = {name: importlib.import_module(f"comfy.{name}") for name in names}
     extras = {name: importlib.import_module(f"comfy_extras.nodes_{name}") for name in ("model_advanced", "custom_sampler")}
     nodes, execution = importlib.import_module("nodes"), importlib.import_module("execution")
-    if not asyncio.run(nodes.load_custom_node(str(NODES))):
-        raise RuntimeError(f"ComfyUI cannot load {NODES}; its log says why")
+    for path in (*(str(extra.__file__) for extra in extras.values()), str(NODES)):
+        if not asyncio.run(nodes.load_custom_node(path)):
+            raise RuntimeError(f"ComfyUI cannot load {path}; its log says why")
     ours = sys.modules[str(NODES).replace(".", "_x_")]
-    for extra in extras.values():
-        nodes.NODE_CLASS_MAPPINGS.update(extra.NODE_CLASS_MAPPINGS)
     return SimpleNamespace(
         **modules, **extras, nodes=nodes, execution=execution, folders=importlib.import_module("folder_paths"), ours=ours
     )

@@ -37,13 +37,20 @@ SCHEDULER = "deis"
 FOLDER = "deis_plans"
 
 
+def named(name, **options):
+    """Return `sample_deis` with some options as a sampler of its own name, which ComfyUI logs from 0.29 on."""
+    sampler = partial(sample_deis, **options)
+    sampler.__name__ = name
+    return sampler
+
+
 def register():
     """Add the samplers and the scheduler to ComfyUI's lists, behind those that are there, and the folder of plans to its models."""
     samplers = importlib.import_module("comfy.samplers")
     sampling = importlib.import_module("comfy.k_diffusion.sampling")
     folders = importlib.import_module("folder_paths")
     for name, method in SAMPLERS.items():
-        setattr(sampling, f"sample_{name}", partial(sample_deis, method=method))
+        setattr(sampling, f"sample_{name}", named(f"sample_{name}", method=method))
         for names in (samplers.KSAMPLER_NAMES, samplers.SAMPLER_NAMES, samplers.KSampler.SAMPLERS):
             if name not in names:
                 names.append(name)
@@ -113,7 +120,7 @@ class LoadDeisPlan:
         samplers = importlib.import_module("comfy.samplers")
         steps = round(plan.num_step * denoise)
         sigmas = sigmas_of(plan)[-(steps + 1) :] if steps else torch.empty(0)
-        return samplers.KSAMPLER(partial(sample_deis, plan=plan)), sigmas
+        return samplers.KSAMPLER(named("sample_deis_plan", plan=plan)), sigmas
 
 
 register()

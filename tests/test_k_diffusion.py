@@ -419,6 +419,7 @@ def test_comfyui_finds_the_samplers(comfy: Any) -> None:
     for name, method in comfy.SAMPLERS.items():
         # As comfy.samplers.ksampler does it.
         function = getattr(sampling, f"sample_{name}")
+        assert function.__name__ == f"sample_{name}"  # ComfyUI 0.29 logs it
         model = wrapped(EPS, ModelSamplingDiscrete, sigmas)
         end = function(model, x, sigmas, extra_args={"model_options": {}, "seed": 0}, callback=None, disable=True)
         assert torch.isfinite(end).all()
