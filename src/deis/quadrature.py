@@ -29,7 +29,7 @@ Form = Literal["eps", "data"]
 Norm = Callable[[Array], Array]
 """c(t) > 0, the size of the predictions at time t."""
 
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+POINTS, WEIGHTS = np.polynomial.legendre.leggauss(32)
 _PANEL = 3.0  # widest panel in log rho; wider ones lose digits at 32 points
 _REACH = 40.0  # e^-40 is below the rounding of the whole: where an integral reaches rho = 0 or infinity it ends here
 
@@ -80,14 +80,14 @@ def lagrange_integrals(
         scale = alpha
     row, left, right = _panels(low, high, sde.kinks())
     half = (right - left)[:, None] / 2
-    log_rho = (right + left)[:, None] / 2 + half * _POINTS
+    log_rho = (right + left)[:, None] / 2 + half * POINTS
     decay = high[row][:, None] - log_rho if form == "eps" else log_rho - low[row][:, None]
     rate = power[row][:, None]
     t = sde.t_of_log_rho(log_rho)
     basis = lagrange(clock(sde, t, log_rho), _node_clock(sde, clock, node_t)[row])
     if norm is not None:
         basis = basis * norm(t)[..., None] / norm(node_t)[row][:, None, :]
-    panel = np.einsum("pq,pqj->pj", half * _WEIGHTS * rate * np.exp(-rate * decay), basis)
+    panel = np.einsum("pq,pqj->pj", half * WEIGHTS * rate * np.exp(-rate * decay), basis)
     first = np.flatnonzero(np.diff(row, prepend=-1))
     return scale[:, None] * np.add.reduceat(panel, first, axis=0)
 

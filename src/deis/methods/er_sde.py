@@ -9,6 +9,7 @@ import numpy as np
 from ..arguments import array, function, whole
 from ..arrays import Array
 from ..plan import Plan
+from ..quadrature import POINTS, WEIGHTS
 from ..sde import Schedule
 from .clocks import CLOCKS
 from .layout import Builder, multistep_plan
@@ -16,9 +17,6 @@ from .step import step_degrees
 
 Scaler = Callable[[Array], Array]
 """P(rho): x / (alpha P) is what a step keeps, so that rho is that of the probability flow, rho^2 that of the reverse diffusion."""
-
-
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
 def scale_5(rho: Array) -> Array:
@@ -92,7 +90,7 @@ def _integral(scaler: Scaler, start: float, end: float, k: int) -> float:
     """Return A_k, by Gauss-Legendre in log rho, panel by panel."""
     width = np.log(start / end)
     half = width / np.ceil(width) / 2
-    log_rho = np.log(end) + half * (2 * np.arange(np.ceil(width))[:, None] + 1 + _POINTS)
+    log_rho = np.log(end) + half * (2 * np.arange(np.ceil(width))[:, None] + 1 + POINTS)
     rho = np.exp(log_rho)
     integrand = (rho - start) ** (k - 1) * (scaler(np.array([end])) / scaler(rho) - 1) * rho
-    return float(half * (integrand * _WEIGHTS).sum())
+    return float(half * (integrand * WEIGHTS).sum())

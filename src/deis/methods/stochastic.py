@@ -41,13 +41,7 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
 
 def renoise() -> Builder:
     """Return the method that renews all the noise: x_{i+1} = alpha_{i+1} x_0 + sigma_{i+1} z (Song et al., arXiv 2303.01469)."""
-
-    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
-        alpha, sigma = sde.alpha(ts), sde.sigma(ts)
-        nothing = np.zeros(len(ts) - 1)
-        return multistep_plan(sde, ts, "data", nothing, alpha[1:, None], "renoise", grid, keep_z=sigma[1:])
-
-    return build
+    return one_stage("renoise", lambda sde, start, end: (np.zeros_like(end), sde.sigma(end)), "data")
 
 
 def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise: float = 1.0) -> SingleStep:
