@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from ..arrays import AnyArray, Array
+from ..foreign import is_jax, is_torch
 from .record import Backend
 
 
 def backend_of(x: object) -> Backend:
     """Return the framework of an array, without loading any; NumPy's of what no other owns."""
-    if "torch" in sys.modules:
+    if is_torch(x):
         from . import torch
 
-        if torch.BACKEND.owns(x):
-            return torch.BACKEND
-    if "jax" in sys.modules:
+        return torch.BACKEND
+    if is_jax(x):
         from . import jax
 
-        if jax.BACKEND.owns(x):
-            return jax.BACKEND
+        return jax.BACKEND
     from . import numpy
 
     return numpy.BACKEND

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ..foreign import is_jax
 from .record import AddNoise, Backend
 
 
@@ -50,7 +51,7 @@ def _keys(rng: Any, batch: int) -> Array:
 
 BACKEND = Backend(
     xp=jnp,
-    owns=lambda x: isinstance(x, Array),
+    owns=is_jax,
     carry=lambda dtype: jnp.promote_types(dtype, jnp.float32),
     cast=lambda x, dtype: x.astype(dtype),
     full=_full,

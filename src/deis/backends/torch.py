@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ..foreign import is_torch
 from .record import AddNoise, Backend
 from .streams import streams
 
@@ -53,7 +54,7 @@ def _like(values: Any, x: Tensor) -> Tensor:
 
 BACKEND = Backend(
     xp=torch,
-    owns=lambda x: isinstance(x, Tensor),
+    owns=is_torch,
     carry=lambda dtype: torch.promote_types(dtype, torch.float32),
     cast=lambda x, dtype: x if x.dtype is dtype else x.to(dtype),  # much the quicker question
     full=_full,
