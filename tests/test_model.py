@@ -141,6 +141,7 @@ def test_bad_labels_and_folders_are_named(tmp_path: Path) -> None:
     [
         {"block_out_channels": (8, 16), "layers_per_block": 2, "num_class_embeds": None, "in_channels": 3, "out_channels": 3},
         {"block_out_channels": (8, 8, 16), "flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None},
+        {"block_out_channels": (8, 16), "resnet_time_scale_shift": "scale_shift"},
     ],
 )
 def test_the_flax_network_is_diffusers_for_other_configs_too(options: dict[str, object]) -> None:
@@ -164,7 +165,7 @@ def test_the_flax_network_is_diffusers_for_other_configs_too(options: dict[str, 
 def test_flax_refuses_what_it_cannot_run() -> None:
     config = json.loads((MNIST / "config.json").read_text())
     with pytest.raises(ValueError, match="resnet_time_scale_shift"):
-        load_flax_unet(config | {"resnet_time_scale_shift": "scale_shift"}, {})
+        load_flax_unet(config | {"resnet_time_scale_shift": "spatial"}, {})
     with pytest.raises(ValueError, match="KDownBlock2D"):
         load_flax_unet(config | {"down_block_types": ["KDownBlock2D"] * 3}, {})
     with pytest.raises(ValueError, match="the weights lack"):
@@ -175,18 +176,22 @@ def test_flax_refuses_what_it_cannot_run() -> None:
 
 def test_the_training_script_trains_resumes_and_writes_a_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    x_train, y_train = rng.integers(0, 256, (64, 28, 28), np.uint8), rng.integers(0, 10, 64)
-    np.savez(tmp_path / "data.npz", x_train=x_train, y_train=y_train)
+    images, labels = rng.integers(0, 256, (64, 28, 28), np.uint8), rng.integers(0, 10, 64)
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
 
-    def train(epochs: int) -> str:
-        files: list[str | Path] = ["--data", tmp_path / "data.npz", "--out", tmp_path / "model", "--state", tmp_path / "state.pt"]
-        command = [sys.executable, ROOT / "training" / "train_mnist.py", *files, "--batch", "32", "--epochs", str(epochs)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    def train(name: str, steps: int) -> str:
+        files = {"--data": "data.npz", "--out": name, "--state": f"{name}.pt", "--log": f"{name}.csv"}
+        places = [part for option, path in files.items() for part in (option, tmp_path / path)]
+        command = [sys.executable, ROOT / "training" / "train_mnist.py", *places, "--batch", "16", "--steps", str(steps)]
+        return subprocess.run([*command, "--decay", "0"], check=True, capture_output=True, text=True).stdout
 
-    assert "epoch 1/1" in train(1)
-    assert "epoch 1/2" not in train(2)
-    model = deis.load_model(tmp_path / "model")
-    assert torch.isfinite(model(torch.tensor(X_T), torch.full((20,), 0.5))).all()
+    assert "step 2:" in train("model", 2)
+    assert "step 2:" not in train("model", 5)
+    train("whole", 5)
+    resumed, whole = (deis.load_model(tmp_path / name) for name in ("model", "whole"))
+    x, t = torch.tensor(X_T), torch.full((20,), 0.5)
+    torch.testing.assert_close(resumed(x, t), whole(x, t), rtol=0, atol=1e-6)
+    assert len((tmp_path / "model.csv").read_text().splitlines()) == 2
 
 
 def test_calibrated_plans_come_with_the_network() -> None:

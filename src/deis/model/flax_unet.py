@@ -1,7 +1,7 @@
 """diffusers' `UNet2DModel` as a Flax NNX module, for running the same weights in JAX.
 
-It covers what class-conditional pixel models use: residual blocks with an additive time embedding, self-attention, strided
-down- and nearest-neighbour upsampling. Names follow the keys of the PyTorch state, so that loading is one loop.
+It covers what class-conditional pixel models use: residual blocks whose time embedding adds or scales and shifts, self-attention,
+strided down- and nearest-neighbour upsampling. Names follow the keys of the PyTorch state, so that loading is one loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from jax import Array
 _BLOCKS = {"DownBlock2D", "AttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D"}
 _DEFAULTS = {
     "time_embedding_type": "positional",
-    "resnet_time_scale_shift": "default",
     "downsample_type": "conv",
     "upsample_type": "conv",
     "act_fn": "silu",
@@ -39,32 +38,38 @@ def _conv(c_in: int, c_out: int, size: int, rngs: nnx.Rngs, stride: int = 1) -> 
 
 
 class Resnet(nnx.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))."""
+    """x + conv2(silu(h)) with h = norm2(conv1(silu(norm1(x))) + time), or norm2(conv1(silu(norm1(x)))) (1 + scale) + shift."""
 
-    def __init__(self, c_in: int, c_out: int, c_time: int, norm: dict[str, Any], rngs: nnx.Rngs) -> None:
+    def __init__(self, c_in: int, c_out: int, c_time: int, scales: bool, norm: dict[str, Any], rngs: nnx.Rngs) -> None:
+        self.scales = scales
         self.norm1, self.conv1 = nnx.GroupNorm(c_in, **norm, rngs=rngs), _conv(c_in, c_out, 3, rngs)
-        self.time_emb_proj = nnx.Linear(c_time, c_out, rngs=rngs)
+        self.time_emb_proj = nnx.Linear(c_time, c_out * (1 + scales), rngs=rngs)
         self.norm2, self.conv2 = nnx.GroupNorm(c_out, **norm, rngs=rngs), _conv(c_out, c_out, 3, rngs)
         self.conv_shortcut = _conv(c_in, c_out, 1, rngs) if c_in != c_out else None
 
     def __call__(self, x: Array, emb: Array) -> Array:
-        h = self.conv1(nnx.silu(self.norm1(x))) + self.time_emb_proj(nnx.silu(emb))[:, None, None, :]
-        h = self.conv2(nnx.silu(self.norm2(h)))
+        h, time = self.conv1(nnx.silu(self.norm1(x))), self.time_emb_proj(nnx.silu(emb))[:, None, None, :]
+        if self.scales:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(nnx.silu(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Attention(nnx.Module):
-    """Self-attention over the pixels, with a residual connection."""
+    """Self-attention over the pixels, with a residual connection, and with a norm before it where one is given."""
 
-    def __init__(self, channels: int, head: int, norm: dict[str, Any], rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, head: int, norm: dict[str, Any] | None, rngs: nnx.Rngs) -> None:
         self.heads = channels // head
-        self.group_norm = nnx.GroupNorm(channels, **norm, rngs=rngs)
+        self.group_norm = None if norm is None else nnx.GroupNorm(channels, **norm, rngs=rngs)
         self.to_q, self.to_k, self.to_v = (nnx.Linear(channels, channels, rngs=rngs) for _ in range(3))
         self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        h = self.group_norm(x).reshape(batch, height * width, channels)
+        h = (x if self.group_norm is None else self.group_norm(x)).reshape(batch, height * width, channels)
         q, k, v = (f(h).reshape(batch, height * width, self.heads, -1) for f in (self.to_q, self.to_k, self.to_v))
         h = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
         return x + self.to_out[0](h).reshape(x.shape)
@@ -81,9 +86,9 @@ class Block(nnx.Module):
     """Residual blocks with or without attention, then a change of resolution where there is one."""
 
     def __init__(self, channels: list[tuple[int, int]], attends: int, scale: str, **parts: Any) -> None:
-        c_time, head, norm, rngs = parts["c_time"], parts["head"], parts["norm"], parts["rngs"]
+        c_time, scales, head, norm, rngs = (parts[name] for name in ("c_time", "scales", "head", "norm", "rngs"))
         c_out = channels[-1][1]
-        self.resnets = nnx.List([Resnet(c_in, c, c_time, norm, rngs) for c_in, c in channels])
+        self.resnets = nnx.List([Resnet(c_in, c, c_time, scales, norm, rngs) for c_in, c in channels])
         self.attentions = nnx.List([Attention(c_out, head or c_out, norm, rngs) for _ in range(attends)])
         self.downsamplers = nnx.List([Sampler(c_out, 2, rngs)] if scale == "down" else [])
         self.upsamplers = nnx.List([Sampler(c_out, 1, rngs)] if scale == "up" else [])
@@ -126,7 +131,8 @@ class FlaxUNet2D(nnx.Module):
         _check_config(config)
         widths, layers = config["block_out_channels"], config["layers_per_block"]
         norm = {"num_groups": config["norm_num_groups"], "epsilon": config["norm_eps"], "use_fast_variance": False}
-        parts = {"c_time": 4 * widths[0], "head": config["attention_head_dim"], "norm": norm, "rngs": rngs}
+        scales = config.get("resnet_time_scale_shift", "default") == "scale_shift"
+        parts = {"c_time": 4 * widths[0], "scales": scales, "head": config["attention_head_dim"], "norm": norm, "rngs": rngs}
         self.config = nnx.static(dict(config))
         self.conv_in = _conv(config["in_channels"], widths[0], 3, rngs)
         self.time_embedding = TimeEmbedding(widths[0], 4 * widths[0], rngs)
@@ -140,6 +146,8 @@ class FlaxUNet2D(nnx.Module):
             skips += [width] * (layers + (i != last))
             c = width
         self.mid_block = Block([(c, c), (c, c)], 1, "", **parts)
+        if scales:  # as diffusers has it
+            self.mid_block.attentions = nnx.List([Attention(c, config["attention_head_dim"] or c, None, rngs)])
         up = []
         for i, (kind, width) in enumerate(zip(config["up_block_types"], reversed(widths), strict=True)):
             channels = [((c if j == 0 else width) + skips.pop(), width) for j in range(layers + 1)]
@@ -207,6 +215,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for name, value in _DEFAULTS.items():
         if config.get(name, value) != value:
             raise ValueError(f"config {name}={config[name]!r} is beyond the Flax network (only {value!r}); use backend='torch'")
+    if (shift := config.get("resnet_time_scale_shift", "default")) not in ("default", "scale_shift"):
+        raise ValueError(f"config resnet_time_scale_shift={shift!r} is beyond the Flax network; use backend='torch'")
     unknown = {*config["down_block_types"], *config["up_block_types"]} - _BLOCKS
     if unknown:
         raise ValueError(f"block types {sorted(unknown)} are not among what the Flax network can do; use backend='torch'")
