@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,15 @@ from ..arguments import flag, function, kind, number, one_of, whole
 from ..methods.layout import Builder
 from ..plan import Plan, load_plan
 from ..run.options import progress_bar
-from .judge import LOSSES, Loss, measured
-from .network import Model, Student
+from .clock import Clock, TimeIsUp
+from .grid import Jumps
+from .judge import LOSSES, Judge, Loss, Verdict, end_of
+from .network import Model
 from .report import provenance
-from .search import search_of
-from .stages import STAGES, Task, checked_stages
+from .search import search_of, with_analytical
+from .stages import NEEDS, SHARES, STAGES, Task, checked_stages
 from .table import Table
-from .teacher import Teacher, make_teacher, refuse_rough
+from .teacher import FIRST_STEPS, PILOTS, Teacher, make_teacher, refuse_rough
 
 
 def calibrate(
@@ -43,6 +44,7 @@ def calibrate(
     loss: Loss = "robust",
     steps: int = 300,
     batch: int = 64,
+    seconds: float | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
     allow_rough: bool = False,
@@ -50,14 +52,17 @@ def calibrate(
     """Fit a plan's times and coefficients to a model: as many evaluations, nearer to the solution they approximate.
 
     The plan is read as x_{i+1} = a_i x_i + sum_j c_ij p_{i-j} (`Table`), and its numbers are fitted to converged trajectories of
-    the model from the given noise, the teacher's. The error is the median over the validation samples of the root mean square
-    distance of the end to the teacher's. No stage makes it worse: what a stage finds is kept where it is smaller.
+    the model from the given noise, the teacher's. With e the root mean square distance of a sample's end to the teacher's, the loss
+    is the mean of log(e^2 + c^2) over the validation samples, c a tenth of the median of e of the best plan to start from. What a
+    stage finds is kept where this loss is less; the report has the standard error of the difference, sample by sample, and the
+    median of e.
 
     Parameters
     ----------
     plan : Plan, or list or tuple of them
-        Where to start; deterministic, of any method, and of the number of evaluations that is wanted. Of several (one method on
-        several grids, say), the one whose ends are nearest to the teacher's over all samples, before anything is fitted.
+        Where to start; deterministic, of any method, and of the number of evaluations that is wanted. Several (methods, grids,
+        analytical first steps) race in the stage "least_squares", and the best goes on. A single plan of "auto" brings the same
+        with an analytical first step, as many evaluations on one more step; in a list it stands for itself.
     model : Denoiser or Pretrained
         What will be sampled, guidance and all. With a condition: a function from the conditions of some samples to one, as
         ``network.conditional``, or ``lambda labels: network.conditional(labels, guidance=2.0)``.
@@ -71,10 +76,11 @@ def calibrate(
         steps. By default the steps are doubled until the end stands still.
     stages : sequence of str
         "grid": times by dynamic programming (`deis.calibration.teacher_grid`) and without a model; "least_squares": coefficients
-        step by step (`deis.calibration.regression.fit_rows`), on every grid that was found, and on those that come from the best by
-        moving single times; "gauss_newton": all coefficients and times at once on the end, without derivatives of the model
-        (`deis.calibration.gauss_newton.fit_ends`); "gradient": all of them by Adam and back-propagation through the model, for any
-        loss (`deis.calibration.gradient.fit_gradient`).
+        step by step (`deis.calibration.regression.fit_rows`), of every plan on every grid that was found, by few samples first
+        (`deis.calibration.search.Race`), and on the times that come from the best by moving single ones; "gauss_newton": all
+        coefficients and times at once on the end, without derivatives of the model (`deis.calibration.gauss_newton.fit_ends`);
+        "gradient": all of them by Adam and back-propagation through the model, for any loss
+        (`deis.calibration.gradient.fit_gradient`).
     validation : float
         The share of the samples, the last ones, that the fit does not see.
     method : str or callable, optional
@@ -87,13 +93,17 @@ def calibrate(
         Gauss-Newton iterations, at most.
     loss : {"robust", "huber", "l1", "l2"} or callable
         Of the stage "gradient", see `deis.calibration.judge.sample_losses`; or a function (x_0, target) -> shape (batch,), as
-        LPIPS is, in the model's framework, whose median is then the error by which every stage is judged.
+        LPIPS is, in the model's framework, whose mean then judges every stage, and whose median is the error.
     steps : int
         Of the stage "gradient": Adam's steps, at most.
     batch : int
         Samples a call of the model.
+    seconds : float, optional
+        The wall time for all. Stages and iterations stop in time by the pace of the evaluations before, and what was found by then
+        is kept; by default there is no limit.
     folder : path, optional
-        Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there.
+        Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there, and so does
+        one that the time cut short.
     progress : bool
         Show a tqdm bar of the evaluations.
     allow_rough : bool
@@ -108,38 +118,100 @@ def calibrate(
     ------
     ValueError
         Where the model is not deterministic, the plan is stochastic or of another schedule than the model's, there are too few
-        samples for its coefficients, the teacher diverges, has not converged or is worse than what it is to teach, or a stage needs
-        what is missing.
+        samples for its coefficients, the teacher diverges, has not converged or is worse than what it is to teach, a stage needs
+        what is missing, or the seconds do not suffice for the first one.
     MemoryError
         Where a batch does not fit the device.
     """
-    stages, plans = checked_stages(stages), list(plan) if isinstance(plan, list | tuple) else [plan]
-    _check(plans, loss)
-    iterations, steps = whole("iterations", iterations), whole("steps", steps)
-    window = None if window is None else whole("window", window)
-    validation = number("validation", validation)
-    flag("times", times)
+    plans = list(plan) if isinstance(plan, list | tuple) else [plan]
+    check_plans(plans)
+    settings = Settings(stages, validation, method, window, times, iterations, loss, steps)
+    with clock_of(seconds, progress, f"calibrating {plans[0].method}") as clock:
+        made = {"condition": condition, "batch": batch, "folder": folder}
+        return calibrated(plans, Shared.of(teacher, model, samples, clock, allow_rough, made), settings, isinstance(plan, Plan))
+
+
+@contextmanager
+def clock_of(seconds: float | None, progress: bool, about: str) -> Iterator[Clock]:
+    """Start a clock, with a bar where one is wanted."""
+    seconds = math.inf if seconds is None else number("seconds", seconds, above=0)
     flag("progress", progress)
-    with progress_bar(f"calibrating {plans[0].method}", "sample") if progress else nullcontext() as bar:
-        began = time.perf_counter()
-        made = {"condition": condition, "batch": batch, "folder": folder, "progress": bar}
-        teacher, spent = _teacher(teacher, model, samples, allow_rough, made)
-        plan = _nearest(plans, teacher, loss)
-        search, fit = search_of(plan, method, teacher), _split(plan, teacher, validation)
-        task = Task(teacher, search, fit, window or len(plan.rows), loss, times, iterations, steps)
-        run = _Run(task, plan, None if folder is None else Path(folder), list(plan.provenance.get("stages", [])))
-        run.start(teacher.network.evaluations - spent, time.perf_counter() - began, allow_rough)
-        for name in stages:
-            run.stage(name)
-    return run.best
+    if progress:
+        with progress_bar(about, "sample") as bar:
+            yield Clock(seconds, bar)
+    else:
+        yield Clock(seconds)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit, whatever the plan; `calibrate` says what they are."""
+
+    stages: Sequence[str] = ("grid", "least_squares", "gauss_newton")
+    validation: float = 0.25
+    method: str | Builder | None = None
+    window: int | None = None
+    times: bool = True
+    iterations: int = 10
+    loss: Loss = "robust"
+    steps: int = 300
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {name: whole(name, getattr(self, name)) for name in ("iterations", "steps")}
+        checked |= {"stages": checked_stages(self.stages), "validation": number("validation", self.validation)}
+        checked["window"] = None if self.window is None else whole("window", self.window)
+        flag("times", self.times)
+        if callable(self.loss):
+            function("loss", self.loss, "x_0", "target")
+        else:
+            one_of("loss", self.loss, LOSSES, ", or a function (x_0, target)")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass
+class Shared:
+    """What the plans of several budgets share: the teacher and its jumps, the time, and where finished stages are kept."""
+
+    teacher: Teacher
+    clock: Clock
+    folder: Path | None
+    allow_rough: bool
+    told: tuple[int, float]
+    """The evaluations and the seconds that the teacher took."""
+    jumps: dict[tuple[str, float | None], Jumps] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, teacher: Teacher | int | None, model: Model, samples: Any, clock: Clock, allow_rough: bool, made: dict[str, Any]
+    ) -> Shared:
+        """Make the teacher, or take the one that was given; the clock ends what takes too long."""
+        if not isinstance(teacher, Teacher | None):
+            whole("teacher", teacher)
+        clock.strict = True
+        try:
+            found, before = _teacher(teacher, model, samples, allow_rough, made | {"progress": clock})
+        except TimeIsUp:
+            steps = teacher if isinstance(teacher, int) else 2 * FIRST_STEPS
+            needed = clock.needs(steps * (len(samples) + 1.5 * min(PILOTS, len(samples))))
+            raise TooFewSecondsError(
+                f"seconds={clock.seconds:g} are too short for the teacher, which takes {needed:.2g} s or more: {steps} steps of "
+                f"{len(samples)} samples at {clock.needs(1):.2g} s an evaluation; give more seconds, or fewer samples"
+            ) from None
+        clock.strict = False
+        folder = made["folder"]
+        told = (found.network.evaluations - before, clock.spent)
+        return cls(found, clock, None if folder is None else Path(folder), allow_rough, told)
+
+
+class TooFewSecondsError(ValueError):
+    """The time does not suffice for the first stage."""
 
 
 def _teacher(
     given: Teacher | int | None, model: Model, samples: Any, allow_rough: bool, made: dict[str, Any]
 ) -> tuple[Teacher, int]:
     """Return the teacher that was given, or one that is made, and the evaluations that it had spent before."""
-    if not isinstance(given, Teacher | None):
-        whole("teacher", given)
     if not isinstance(given, Teacher):
         return make_teacher(model, samples, steps=given, allow_rough=allow_rough, **made), 0
     if samples is not None or made["condition"] is not None:
@@ -152,105 +224,146 @@ def _teacher(
     return given, given.network.evaluations
 
 
-@dataclass
-class _Run:
-    """A calibration under way: the best plan so far, its error, and what is told of the stages."""
-
-    task: Task
-    best: Plan
-    folder: Path | None
-    records: list[dict[str, Any]]
-    error: float = np.inf
-    done: list[str] = field(default_factory=list)
-
-    def start(self, evaluations: int, seconds: float, allow_rough: bool) -> None:
-        """Measure the plan that was given, and compare it with the teacher."""
-        teacher, self.error = self.task.teacher, self.task.error(self.best)
-        if not np.isfinite(self.error):
-            raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
-        if not allow_rough and teacher.self_error > 0.5 * self.error:
-            raise ValueError(
-                f"the teacher is too coarse: its end moves by {teacher.self_error:.2g} when its steps are doubled, and the "
-                f"plan is within {self.error:.2g} of it already; make a teacher of more than {len(teacher.t) - 1} steps, or "
-                "say allow_rough=True"
-            )
-        self.note("teacher", self.error, evaluations, seconds)
-
-    def note(self, name: str, before: float, evaluations: int, seconds: float) -> None:
-        """Record a stage: the errors before and after, the evaluations of each sample, and the time it took."""
-        numbers = {"evaluations": evaluations / len(self.task.teacher.states[0]), "seconds": round(seconds, 1)}
-        self.records.append({"stage": name, "before": before, "after": self.error, **numbers})
-
-    def stage(self, name: str) -> None:
-        """Do one stage, and keep its plan where the error is smaller."""
-        network, began, before = self.task.teacher.network, time.perf_counter(), self.error
-        spent = network.evaluations
-        plan = self.found(name)
-        error = self.task.error(plan)
-        if error < self.error:
-            self.best, self.error = plan, error
-        self.done.append(name)
-        self.note(name, before, network.evaluations - spent, time.perf_counter() - began)
-        self.best = replace(self.best, provenance=provenance(self.task.teacher, self.task.fit, self.records))
-
-    def found(self, name: str) -> Plan:
-        """Return the plan of a stage, as an earlier run left it in the folder or anew."""
-        path = None if self.folder is None else self.folder / f"{name}-{self.key(name)}.json"
-        if path is not None and path.exists():
-            return load_plan(path)
-        plan = STAGES[name](self.task, self.best, self.done)
-        if path is not None:
-            plan.save(path)
-        return plan
-
-    def key(self, name: str) -> str:
-        """Return a checksum of all that the plan of a stage depends on."""
-        task, start = self.task, replace(self.best, provenance={}).document()["sha256"]
-        settings = [task.fit, task.window, task.times, task.iterations, repr(task.loss), task.steps, task.teacher.t.tolist()]
-        return hashlib.sha256(json.dumps([start, name, *settings]).encode()).hexdigest()[:16]
-
-
-def _split(plan: Plan, teacher: Teacher, validation: float) -> int:
-    """Return the number of samples to fit to."""
-    if not 0 < validation < 1:
-        raise ValueError(f"validation={validation!r} must lie between 0 and 1: the share of the samples that the fit does not see")
-    samples, size = len(teacher.states[0]), teacher.states[0][0].size
-    numbers = len(plan.rows) * (len(plan.rows) + 5) // 2
-    validating = max(1, round(validation * samples))
-    needed = max(4, -(-10 * numbers // size))  # to fit to
-    if samples - validating < needed or validating < 2:
-        enough = math.ceil(max((needed + 0.5) / (1 - validation), 1.5 / validation))  # whichever way the share is rounded
-        raise ValueError(
-            f"{samples} samples of {size} numbers, {validating} of them for validation, are too few for a table of {numbers} "
-            f"numbers; give {enough} or more" + (", better 64" if enough < 64 else "")
-        )
-    return samples - validating
-
-
-def _nearest(plans: Sequence[Plan], teacher: Teacher, loss: Loss) -> Plan:
-    """Return the plan with the least error over all samples.
-
-    Raises
-    ------
-    ValueError
-        Where one is of another schedule than the model.
-    """
+def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings, vary: bool) -> Plan:
+    """Return the best plan that the stages make of these, and where "auto" may vary of it with an analytical first step."""
+    teacher, stages = shared.teacher, settings.stages
     for plan in plans:
         if not plan.matches(teacher.sde):
             raise ValueError(
                 f"plan is of the schedule {plan.schedule!r} and the model of {teacher.sde.name!r}, whose alpha and sigma differ at "
                 "its times; make one with deis.make_plan(model.sde, ...)"
             )
-    if len(plans) == 1:
-        return plans[0]
-    return min(plans, key=lambda plan: measured(Student(teacher.network, plan), Table.of(plan), teacher, 0, loss))
+    shape = teacher.network.x_T.shape
+    fit = split(plans, shape, settings.validation)
+    searches = [search_of(plan, settings.method, teacher, shared.jumps) for plan in plans]
+    if vary and plans[0].method == "auto" and "least_squares" in stages:
+        variants = with_analytical(searches[0], settings.window)
+        searches += [variant for variant in variants if _needed(variant.given, shape) <= fit]
+    ends = [end_of(teacher, search.given, fit) for search in searches]
+    judge = Judge.of(teacher, fit, settings.loss, ends)
+    verdicts = [judge.of_ends(end) for end in ends]
+    best = min(range(len(ends)), key=lambda k: verdicts[k].loss)
+    start = searches[best].given
+    options = (settings.times, settings.iterations, settings.steps)
+    task = Task(teacher, searches, fit, settings.window, judge, shared.clock, *options)
+    run = _Run(task, start, verdicts[best], shared.folder, list(start.provenance.get("stages", [])))
+    run.start(shared, min(verdicts[: len(plans)], key=lambda verdict: verdict.loss))
+    for k, name in enumerate(stages):
+        run.stage(name, SHARES[name] / sum(SHARES[later] for later in stages[k:]))
+    return run.best
 
 
-def _check(plans: Sequence[Plan], loss: Loss) -> None:
-    if callable(loss):
-        function("loss", loss, "x_0", "target")
-    else:
-        one_of("loss", loss, LOSSES, ", or a function (x_0, target)")
+@dataclass
+class _Run:
+    """A calibration under way: the best plan so far, how it was judged, and what is told of the stages."""
+
+    task: Task
+    best: Plan
+    verdict: Verdict
+    folder: Path | None
+    records: list[dict[str, Any]]
+    done: list[str] = field(default_factory=list)
+
+    def start(self, shared: Shared, given: Verdict) -> None:
+        """Compare the best plan to start from with the teacher; `given` is the best of those that the caller gave."""
+        teacher, error = self.task.teacher, self.verdict.error
+        if not np.isfinite(error):
+            raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
+        if not shared.allow_rough and teacher.self_error > 0.5 * error:
+            raise ValueError(
+                f"the teacher is too coarse: its end moves by {teacher.self_error:.2g} when its steps are doubled, and the "
+                f"plan is within {error:.2g} of it already; make a teacher of more than {len(teacher.t) - 1} steps, or "
+                "say allow_rough=True"
+            )
+        self.note("teacher", given, *shared.told)
+
+    def note(self, name: str, before: Verdict, evaluations: int, seconds: float) -> None:
+        """Record a stage: how it was judged before and after, the evaluations of each sample, and the time it took."""
+        after = self.verdict
+        losses = {"loss_before": before.loss, "loss_after": after.loss, "standard_error": after.standard_error(before)}
+        numbers = {"evaluations": evaluations / len(self.task.teacher.states[0]), "seconds": round(seconds, 1)}
+        cut = {"cut": True} if self.task.clock.cut else {}
+        self.records.append({"stage": name, "before": before.error, "after": after.error, **losses, **numbers, **cut})
+
+    def stage(self, name: str, share: float) -> None:
+        """Do one stage in its share of the time, and keep its plan where the mean loss is less."""
+        clock, network, before = self.task.clock, self.task.teacher.network, self.verdict
+        began, spent, clock.cut = clock.spent, network.evaluations, False
+        plan = self.found(name, share)
+        verdict = self.task.judge.of_plan(plan)
+        if verdict.loss < before.loss:
+            self.best, self.verdict = plan, verdict
+        self.done.append(name)
+        self.note(name, before, network.evaluations - spent, clock.spent - began)
+        self.best = replace(self.best, provenance=provenance(self.task.teacher, self.task.fit, self.records))
+
+    def found(self, name: str, share: float) -> Plan:
+        """Return the plan of a stage, as an earlier run left it in the folder or anew; one that was cut short goes on."""
+        path = None if self.folder is None else self.folder / f"{name}-{self.key(name)}.json"
+        if path is not None and path.exists():
+            return load_plan(path)
+        if not self.allowed(name):
+            return self.best
+        part = None if path is None else path.with_suffix(".part.json")
+        start = load_plan(part) if part is not None and part.exists() else self.best
+        self.task.clock.share(share)
+        plan = STAGES[name](self.task, start, self.done)
+        if path is not None and part is not None:
+            plan.save(part if self.task.clock.cut else path)
+            if not self.task.clock.cut:
+                part.unlink(missing_ok=True)
+        return plan
+
+    def allowed(self, name: str) -> bool:
+        """Return whether there is time for a stage; the first one must have it, whatever the share of this plan."""
+        clock, needed = self.task.clock, NEEDS[name](self.task, self.best)
+        clock.share(1.0)
+        if self.done or clock.needs(needed) <= clock.seconds - clock.spent:
+            return bool(self.done == [] or clock.allows(needed))
+        kept = "" if self.folder is None else f" (the teacher is kept in {str(self.folder)!r}, and need not be made again)"
+        raise TooFewSecondsError(
+            f"seconds={clock.seconds:g} are too short: {clock.spent:.2g} s went by before the stage {name!r} of "
+            f"{self.best.nfe} evaluations, which needs {clock.needs(needed):.2g} s more; give "
+            f"seconds={math.ceil(clock.spent + 1.2 * clock.needs(needed))} or more{kept}"
+        )
+
+    def key(self, name: str) -> str:
+        """Return a checksum of all that the plan of a stage depends on."""
+        task = self.task
+        plans = [replace(plan, provenance={}).document()["sha256"] for plan in (self.best, *(s.given for s in task.searches))]
+        settings = [task.fit, task.window, task.times, task.iterations, repr(task.judge.loss), task.steps, task.teacher.t.tolist()]
+        return hashlib.sha256(json.dumps([plans, name, *settings]).encode()).hexdigest()[:16]
+
+
+def split(plans: Sequence[Plan], shape: Sequence[int], validation: float) -> int:
+    """Return the number of samples to fit plans to, of those of a shape (N, ...)."""
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation!r} must lie between 0 and 1: the share of the samples that the fit does not see")
+    samples, size = shape[0], math.prod(shape[1:])
+    plan = max(plans, key=lambda plan: len(plan.rows))
+    validating = max(1, round(validation * samples))
+    needed = _needed(plan, shape)
+    if samples - validating < needed or validating < 2:
+        enough = math.ceil(max((needed + 0.5) / (1 - validation), 1.5 / validation))  # whichever way the share is rounded
+        raise ValueError(
+            f"{samples} samples of {size} numbers, {validating} of them for validation, are too few for a table of "
+            f"{_numbers(plan)} numbers; give {enough} or more" + (", better 64" if enough < 64 else "")
+        )
+    return samples - validating
+
+
+def _numbers(plan: Plan) -> int:
+    """Return how many numbers of a plan are fitted."""
+    return len(plan.rows) * (len(plan.rows) + 5) // 2
+
+
+def _needed(plan: Plan, shape: Sequence[int]) -> int:
+    """Return how many samples to fit a plan to are enough."""
+    return max(4, -(-10 * _numbers(plan) // math.prod(shape[1:])))
+
+
+def check_plans(plans: Sequence[Plan]) -> None:
+    """Raise where plans cannot be fitted, or not as one."""
     for plan in plans:
         kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns, or several,")
         Table.of(plan)  # refuses what cannot be fitted

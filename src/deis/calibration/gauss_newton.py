@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class _Linear(NamedTuple):
 
 
 def fit_ends(
-    student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, iterations: int = 10, times: bool = True
+    student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, iterations: Iterable[int], times: bool = True
 ) -> Table:
     """Return the table whose ends come nearest to the teacher's: the mean over samples of log(e^2 + c^2) is minimised.
 
@@ -65,7 +66,7 @@ def fit_ends(
     errors = rmse(student.run(table, x_T[fit:], fit), end[fit:])
     c = 0.3 * float(np.median(errors))
     least = _loss(np.square(errors), c)
-    for _ in range(iterations):
+    for _ in iterations:
         linear = _linearise(student, table, x_T[:fit], window, h, times)
         moved = _improved(student, table, x_T[:fit], end[:fit], linear, _Ridge(table, start, linear.sizes), damping)
         if moved is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -29,7 +29,16 @@ _RATE = 2e-3
 
 
 def fit_gradient(
-    student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, loss: Loss, steps: int, times: bool = True
+    student: Student,
+    table: Table,
+    teacher: Teacher,
+    fit: int,
+    window: int,
+    *,
+    loss: Loss,
+    steps: int,
+    turns: Iterable[int],
+    times: bool = True,
 ) -> Table:
     """Return the table after at most `steps` steps of Adam on the loss of the ends, by back-propagation through the whole sampler.
 
@@ -53,14 +62,14 @@ def fit_gradient(
     objective = _Objective(student, parameters, loss, max(0.3 * float(np.median(errors)), 1e-12))
     adam = (_TorchAdam if is_torch(x_T) else _JaxAdam)(objective, student.network.denoiser, *parameters.zeros(), x_T)
     batches = [(first, min(first + student.network.batch, fit)) for first in range(0, fit, student.network.batch)]
-    best, least, since = table, measured(student, table, teacher, fit, loss), 0
-    for k in range(steps):
+    best, least, since = table, measured(student, table, teacher, fit, loss, objective.c), 0
+    for k in turns:
         first, last = batches[k % len(batches)]
         adam.step(_RATE * (1 - k / steps), first, last, end[first:last], _noise_levels(student, parameters.table(*adam.numpy())))
         student.network.evaluations += 3 * len(table.a) * (last - first)
         if k % _EVERY == _EVERY - 1 or k == steps - 1:
             now = parameters.table(*adam.numpy())
-            error = measured(student, now, teacher, fit, loss)
+            error = measured(student, now, teacher, fit, loss, objective.c)
             best, least, since = (now, error, 0) if error < least else (best, least, since + 1)
             if since >= _PATIENCE:
                 break

@@ -30,7 +30,7 @@ class Jumps:
         (x_c - a x_b - sum_j c_j p_{b_j}) / alpha_c
 
     that is, in the variable x/alpha, which the flow carries unchanged where the prediction of the noise is 0; jumps are summed
-    without discount.
+    without discount. The prediction at the noise is `guess` times it, where that is what a plan's first row makes of it.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Jumps:
     t : array of shape (M + 1,)
     """
 
-    def __init__(self, teacher: Teacher, form: Form) -> None:
+    def __init__(self, teacher: Teacher, form: Form, guess: float | None = None) -> None:
         count = len(teacher.t)
         self.index = np.unique(np.rint(np.linspace(0, count - 1, min(count, MOST_TIMES))).astype(int))
         self.t, self.m, self.form = teacher.t[self.index], len(self.index) - 1, form
@@ -47,7 +47,8 @@ class Jumps:
         self.alpha, self.sigma = teacher.sde.alpha(self.t), teacher.sde.sigma(self.t)
         rows = slice(0, MOST_SAMPLES)
         vectors = [teacher.states[i][rows] for i in self.index]
-        vectors += [teacher.prediction(i, form)[rows] for i in self.index[:-1]]
+        vectors += [teacher.prediction(0, form)[rows] if guess is None else guess * vectors[0]]
+        vectors += [teacher.prediction(i, form)[rows] for i in self.index[1:-1]]
         v = np.stack([vector.reshape(len(vector), -1) for vector in vectors], axis=1).astype(np.float64)
         self.gram = v @ v.transpose(0, 2, 1) / v.shape[2]
 
@@ -79,7 +80,7 @@ class Jumps:
         columns = self.columns(path[-1], path[:-4:-1])
         gram = self.gram[:, columns[:, None], columns].mean(axis=0)
         cross = self.gram[:, ends[:, None], columns].mean(axis=0)
-        scale = np.sqrt(np.diag(gram))
+        scale = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))  # a guess may be 0
         ridge = gram / np.outer(scale, scale) + 1e-8 * np.eye(len(columns))
         return self.errors(ends, columns, np.linalg.solve(ridge, (cross / scale).T).T / scale)
 
@@ -115,8 +116,16 @@ def shortest(cost: Cost, m: int, steps: int) -> Indices:
     return np.array(paths[steps, m])
 
 
-def exchange(value: Callable[[Indices], float], places: Indices, shifts: Sequence[int] = (8, 4, 2, 1)) -> Indices:
-    """Return the places after moving single inner ones, by less and less: up to three times each, as long as the value falls."""
+def exchange(
+    value: Callable[[Indices], float],
+    places: Indices,
+    shifts: Sequence[int] = (8, 4, 2, 1),
+    allowed: Callable[[], bool] = lambda: True,
+) -> Indices:
+    """Return the places after moving single inner ones, by less and less: up to three times each, as long as the value falls.
+
+    It ends where no further move is allowed, too.
+    """
     least = value(places)
     for shift in shifts:
         for _ in range(_SWEEPS):
@@ -125,6 +134,8 @@ def exchange(value: Callable[[Indices], float], places: Indices, shifts: Sequenc
                 moved = places.copy()
                 moved[i] += by
                 if moved[i - 1] < moved[i] < moved[i + 1]:
+                    if not allowed():
+                        return places
                     found = value(moved)
                     if found < least:
                         places, least = moved, found

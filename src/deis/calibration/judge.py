@@ -1,15 +1,20 @@
-"""How far the ends of a plan are from the teacher's: the error by which every stage is judged, and the losses of samples."""
+"""How far the ends of a plan are from the teacher's: the losses of samples, by which every stage is judged, and the error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from ..arguments import array
+from ..arrays import Array
 from ..backends import backend_of, like
-from .network import Student, rmse
+from ..backends.numpy import combine
+from ..machine import advance
+from ..plan import Plan
+from .network import Network, Student, rmse
 from .table import Table
 from .teacher import Teacher
 
@@ -34,12 +39,90 @@ def sample_losses(loss: Loss, x: Any, target: Any, c: float) -> Any:
     return xp.log(square + c**2) if loss == "robust" else xp.sqrt(square + c**2) - c
 
 
-def measured(student: Student, table: Table, teacher: Teacher, first: int, loss: Loss) -> float:
-    """Return the error of the samples from `first` on: the median of their differences, or of the losses of a function."""
+C = 0.1
+"""The constant c of the judge, in proportion to the median error of the best plan to start from. What is fitted errs by some third
+of that, so that this is the fits' own 0.3 of the median for the plans that are hardest to tell apart."""
+_EXACT = 1e-12  # errors below are rounding
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The median error of the validation samples, and the loss of each: log(e^2 + c^2), or that of a function of the caller's."""
+
+    error: float
+    losses: Array
+
+    @property
+    def loss(self) -> float:
+        """The mean."""
+        return float(self.losses.mean())
+
+    def standard_error(self, other: Verdict) -> float:
+        """Return that of the mean of the differences to another plan's losses of the same samples."""
+        return float((self.losses - other.losses).std(ddof=1) / np.sqrt(len(self.losses)))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the plans of one calibration are compared by: the same samples, and the same c, for all."""
+
+    teacher: Teacher
+    first: int
+    """The samples from this one on validate."""
+    loss: Loss
+    c: float = 1.0
+
+    @classmethod
+    def of(cls, teacher: Teacher, first: int, loss: Loss, ends: Sequence[Array]) -> Judge:
+        """Return the judge of a calibration that starts from plans with these ends."""
+        judge = cls(teacher, first, loss)
+        least = np.inf if callable(loss) else min(judge.of_ends(end).error for end in ends)
+        return replace(judge, c=max(C * least, _EXACT)) if np.isfinite(least) else judge
+
+    def of_plan(self, plan: Plan) -> Verdict:
+        """Run a plan on the samples, and judge its ends."""
+        return self.of_ends(end_of(self.teacher, plan, self.first))
+
+    def of_ends(self, end: Array) -> Verdict:
+        """Judge the ends of the samples."""
+        target, network = self.teacher.end[self.first :], self.teacher.network
+        if not np.isfinite(end).all():
+            return Verdict(np.inf, np.full(len(end), np.inf))
+        losses = _losses(self.loss, network, end, target, self.c)
+        return Verdict(float(np.median(losses if callable(self.loss) else rmse(end, target))), losses)
+
+
+def end_of(teacher: Teacher, plan: Plan, first: int) -> Array:
+    """Return the ends of the samples from `first` on; the first prediction is the teacher's where a plan begins as that does."""
+    student, table = Student(teacher.network, plan), Table.of(plan)
+    x, p = student.network.numpy()[first:], first_prediction(teacher, plan)
+    if p is None:
+        return student.run(table, x, first)
+    history = (p[first:],)
+    return student.run(table, advance(table.rows[0], x, history, combine)[1], first, 1, history)
+
+
+def first_prediction(teacher: Teacher, plan: Plan) -> Array | None:
+    """Return the predictions of the noise, which the teacher has made of every sample; None for a plan that begins otherwise."""
+    return teacher.prediction(0, plan.form) if plan.calls[0] and plan.t[0] == teacher.t[0] else None
+
+
+def robust(error: Array, c: float) -> Array:
+    """Return log(e^2 + c^2)."""
+    return np.log(error**2 + c**2)
+
+
+def measured(student: Student, table: Table, teacher: Teacher, first: int, loss: Loss, c: float) -> float:
+    """Return the mean loss of the samples from `first` on."""
     x = student.run(table, student.network.numpy()[first:], first)
-    if not np.isfinite(x).all():
-        return float("inf")
+    return float(_losses(loss, student.network, x, teacher.end[first:], c).mean()) if np.isfinite(x).all() else float("inf")
+
+
+def _losses(loss: Loss, network: Network, end: Array, target: Array, c: float) -> Array:
+    """Return the loss of each sample; a function of the caller's is called in the model's framework."""
     if not callable(loss):
-        return float(np.median(rmse(x, teacher.end[first:])))
-    ends = (like(v, student.network.x_T) for v in (x, teacher.end[first:]))
-    return float(np.median(array("the result of loss(x_0, target)", loss(*ends))))
+        return robust(rmse(end, target), c)
+    losses = array("the result of loss(x_0, target)", loss(*(like(v, network.x_T) for v in (end, target))))
+    if losses.shape != (len(end),):
+        raise ValueError(f"loss(x_0, target) must return one number a sample, shape ({len(end)},), and has shape {losses.shape}")
+    return losses

@@ -1,9 +1,12 @@
-"""The plans of a method on other grids: those that a teacher suggests, and what moving single times of one leads to."""
+"""The plans that a calibration may start from, on all their grids, and the race that finds the best of them in few evaluations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,28 +15,34 @@ from ..arrays import Array, Indices
 from ..methods import ANALYTICAL, get_method, make_plan
 from ..methods.layout import Builder
 from ..plan import Plan
+from .clock import Clock
 from .grid import COSTS, Jumps, exchange, teacher_grid
+from .judge import first_prediction, robust
 from .model_free import model_free_grid
 from .network import Student, rmse
 from .regression import fit_rows
 from .table import Table
 from .teacher import Teacher
 
-_JUDGING = 32  # samples by which a move is judged
+_ROUNDS = (8, 16, 32)  # samples by which plans are compared; the better half goes on, until so many are left ...
+_MOVED = 3  # ... whose times are moved
+_MOVES = ((4, 16, 2), (2, 16, 1), (1, 32, 1))  # how far among the teacher's, judged by how many samples, and how many go on
 _MOST_PREDICTIONS = 128  # that are kept of earlier moves
 
 
 @dataclass(frozen=True)
 class Search:
-    """What builds a plan on other times; with the analytical first step of the one that was given."""
+    """A plan to start from, and what builds it on other times, where that is known; with the analytical first step of the plan."""
 
     given: Plan
-    build: Builder
+    build: Builder | None
     teacher: Teacher
+    jumps: dict[tuple[str, float | None], Jumps] = field(default_factory=dict)
+    """By the form and the guess, for all searches with this teacher."""
 
-    def plan(self, ts: Array, grid: str) -> Plan:
-        """Return the plan of the method on other times."""
-        plan = replace(make_plan(self.teacher.sde, self.build, ts=ts), grid=grid)
+    def plan(self, build: Builder, ts: Array, grid: str) -> Plan:
+        """Return the plan of the method on other times, whatever its polynomials do there: they are fitted."""
+        plan = build(self.teacher.sde, ts, grid)
         if self.given.calls.all():
             return plan
         return replace(plan, calls=self.given.calls, guess=self.given.guess, method=self.given.method)
@@ -41,32 +50,96 @@ class Search:
     @cached_property
     def grids(self) -> list[Plan]:
         """The plans on grids that are made from the jumps of the teacher, and without a model."""
-        teacher, build, form, num_step = self.teacher, self.build, self.given.form, self.given.num_step
-        jumps, costs = Jumps(teacher, form), COSTS if self.given.accepts.all() else COSTS[:-1]
-        grids = {f"teacher grid, {cost} cost": teacher_grid(teacher, build, form, num_step, cost, jumps) for cost in costs}
-        grids["model-free grid"] = model_free_grid(teacher.sde, build, num_step)
-        return [self.plan(ts, name) for name, ts in grids.items()]
+        teacher, build, given = self.teacher, self.build, self.given
+        if build is None:
+            return []
+        key = (given.form, None if given.calls[0] else float(given.guess[0]))
+        if key not in self.jumps:
+            self.jumps[key] = Jumps(teacher, given.form, key[1])
+        jumps, costs = self.jumps[key], COSTS if given.accepts.all() else COSTS[:-1]
+        grids = {
+            f"teacher grid, {cost} cost": teacher_grid(teacher, build, given.form, given.num_step, cost, jumps) for cost in costs
+        }
+        grids["model-free grid"] = model_free_grid(teacher.sde, build, given.num_step)
+        return [self.plan(build, ts, name) for name, ts in grids.items()]
 
-    def moved(self, plan: Plan, fit: int, window: int) -> Plan:
-        """Return the plan on those of the teacher's times that are best after the regression of a few samples."""
-        teacher, judging = self.teacher, min(fit, _JUDGING)
+
+class Start(NamedTuple):
+    """A plan, and the search that it is one of, if any."""
+
+    plan: Plan
+    search: Search | None
+
+
+@dataclass(frozen=True)
+class Race:
+    """Compares plans by the regression of a few samples, and by the ends of the same; it stops when the time is over.
+
+    Successive halving: all plans by 8 samples, the better half by 16, half of these by 32, until three are left; then the times of
+    these are moved, of the better two by less, and of the best one by less still.
+    """
+
+    teacher: Teacher
+    fit: int
+    window: int | None
+    c: float
+    clock: Clock
+
+    def allows(self, samples: int, plan: Plan) -> bool:
+        """Return whether there is time to run a plan on some samples, and for the regression of all after it."""
+        return self.clock.allows((samples + len(self.teacher.states[0])) * plan.nfe)
+
+    def loss(self, plan: Plan, samples: int, predictions: dict[bytes, Array] | None = None) -> float:
+        """Return the mean of log(e^2 + c^2) over the samples; `predictions` are those of `fit_rows`."""
+        teacher, table = self.teacher, Table.of(plan)
+        predictions, start = {} if predictions is None else predictions, table.t[:1].tobytes()
+        p = None if start in predictions else first_prediction(teacher, plan)
+        if p is not None:
+            predictions[start] = p[:samples]
+        window = self.window or len(plan.rows)
+        _, end = fit_rows(Student(teacher.network, plan), table, teacher, samples, window, 0, predictions)
+        return float(robust(rmse(end, teacher.end[:samples]), self.c).mean()) if np.isfinite(end).all() else np.inf
+
+    def halved(self, starts: Sequence[Start]) -> list[Start]:
+        """Return the few best, the best first."""
+        starts = list(starts)
+        for round_ in _ROUNDS:
+            samples = min(round_, self.fit)
+            if len(starts) <= _MOVED or not self.allows(samples * len(starts), starts[0].plan):
+                break
+            starts = sorted(starts, key=lambda start: self.loss(start.plan, samples))[: max(_MOVED, -(-len(starts) // 2))]
+        return starts[:_MOVED]
+
+    def moved(self, starts: Sequence[Start]) -> Plan:
+        """Return the best plan that moving single times of these among the teacher's leads to."""
+        starts = list(starts)
+        for shift, most, left in _MOVES:
+            found = [self._moved(start, shift, min(most, self.fit)) for start in starts]
+            starts = [start for _, start in sorted(found, key=lambda pair: pair[0])][:left]
+        return starts[0].plan
+
+    def _moved(self, start: Start, shift: int, samples: int) -> tuple[float, Start]:
+        """Return the loss that moves by so many of the teacher's times lead to, and where."""
+        teacher, (plan, search) = self.teacher, start
         places = np.unique([int(np.argmin(np.abs(teacher.t - t))) for t in plan.ts])
-        if len(places) < len(plan.ts):
-            return plan
-        predictions: dict[bytes, Array] = {}
+        if search is None or search.build is None or not plan.accepts.all() or len(places) < len(plan.ts):
+            return self.loss(plan, samples), start
+        build, predictions = search.build, dict[bytes, Array]()
+
+        def at(places: Indices) -> Plan:
+            return search.plan(build, teacher.t[places], "teacher grid, by regression")
 
         def value(places: Indices) -> float:
             if len(predictions) > _MOST_PREDICTIONS:
                 predictions.clear()
-            moved = self.plan(teacher.t[places], "")
-            _, end = fit_rows(Student(teacher.network, moved), Table.of(moved), teacher, judging, window, 0, predictions)
-            return float(np.log(np.maximum(rmse(end, teacher.end[:judging]), 1e-12)).mean())
+            return self.loss(at(places), samples, predictions)
 
-        return self.plan(teacher.t[exchange(value, places, (4, 2, 1))], "teacher grid, by regression")
+        places = exchange(value, places, (shift,), lambda: self.allows(samples, plan))
+        return value(places), Start(at(places), search)
 
 
-def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Search | None:
-    """Return what builds the plan on other times, where it is known; None else.
+def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher, jumps: dict[tuple[str, float | None], Jumps]) -> Search:
+    """Return the plan with what builds it on other times, where it is known.
 
     Raises
     ------
@@ -82,11 +155,28 @@ def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher) -> Sea
         again = Table.of(rebuilt)
     except ValueError:
         if method is None:
-            return None
+            return Search(plan, None, teacher, jumps)
         raise
     table = Table.of(plan)
     if again.c.shape == table.c.shape and np.allclose(again.c, table.c, 1e-6, 1e-9) and np.allclose(again.a, table.a, 1e-6, 1e-9):
-        return Search(plan, build, teacher)
+        return Search(plan, build, teacher, jumps)
     if method is None:
-        return None
+        return Search(plan, None, teacher, jumps)
     raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
+
+
+def with_analytical(search: Search, window: int | None) -> list[Search]:
+    """Return the same with an analytical first step, as many evaluations on one more step, where the method can have it.
+
+    The deviation that the step takes the data to have is the teacher's.
+    """
+    given, build, teacher = search.given, search.build, search.teacher
+    if build is None or not given.calls.all():
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the polynomials do: they are fitted
+            plan = make_plan(teacher.sde, given.method, nfe=given.nfe, afs=float(np.sqrt(teacher.end.var(axis=0).mean())))
+    except ValueError:
+        return []
+    return [] if window is not None and Table.of(plan).c[:, window:].any() else [replace(search, given=plan)]

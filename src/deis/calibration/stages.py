@@ -9,12 +9,13 @@ import numpy as np
 
 from ..arguments import kind, one_of
 from ..plan import Plan
+from .clock import Clock
 from .gauss_newton import fit_ends
 from .gradient import fit_gradient
-from .judge import Loss, measured
+from .judge import Judge, first_prediction
 from .network import Student
 from .regression import fit_rows
-from .search import Search
+from .search import Race, Search, Start
 from .table import Table
 from .teacher import Teacher
 
@@ -24,11 +25,12 @@ class Task:
     """What the stages are told; `calibrate` says what the settings are."""
 
     teacher: Teacher
-    search: Search | None
+    searches: Sequence[Search]
     fit: int
     """The first samples are fitted to, and the others validate."""
-    window: int
-    loss: Loss
+    window: int | None
+    judge: Judge
+    clock: Clock
     times: bool
     iterations: int
     steps: int
@@ -36,17 +38,22 @@ class Task:
     def student(self, plan: Plan) -> Student:
         return Student(self.teacher.network, plan)
 
-    def error(self, plan: Plan) -> float:
-        """Return the error on the validation samples."""
-        return measured(self.student(plan), Table.of(plan), self.teacher, self.fit, self.loss)
+    def width(self, plan: Plan) -> int:
+        """Return the number of predictions that a row of the plan may use."""
+        return self.window or len(plan.rows)
 
     def plan(self, table: Table, like: Plan) -> Plan:
         """Return what was fitted as a plan with the rows and names of another."""
         grid = like.grid if np.array_equal(table.t, like.t) else "fitted times"
         return replace(table.plan(like, self.teacher.sde, f"a model, on {self.fit} samples"), grid=grid)
 
-    def regressed(self, plan: Plan) -> Plan:
-        return self.plan(fit_rows(self.student(plan), Table.of(plan), self.teacher, self.fit, self.window)[0], plan)
+    def regressed(self, plan: Plan) -> tuple[float, Plan]:
+        """Return a plan with its rows fitted to all samples, behind its loss."""
+        first = first_prediction(self.teacher, plan)
+        known = {} if first is None else {plan.t[:1].tobytes(): first}
+        width = self.width(plan)
+        table, end = fit_rows(self.student(plan), Table.of(plan), self.teacher, self.fit, width, predictions=known)
+        return self.judge.of_ends(end[self.fit :]).loss, self.plan(table, plan)
 
 
 Stage = Callable[[Task, Plan, Sequence[str]], Plan]
@@ -54,31 +61,46 @@ Stage = Callable[[Task, Plan, Sequence[str]], Plan]
 
 
 def _grid(task: Task, best: Plan, before: Sequence[str]) -> Plan:
-    if task.search is None:
+    if all(search.build is None for search in task.searches):
         raise ValueError(
             f"stages has 'grid', and the plan's method {best.method!r} is no registered name that builds this plan on its "
             "own times; give method=, the name or the builder it was made with, or leave the stage out"
         )
-    return min(task.search.grids, key=task.error)
+    return min((plan for search in task.searches for plan in search.grids), key=lambda plan: task.judge.of_plan(plan).loss)
 
 
 def _least_squares(task: Task, best: Plan, before: Sequence[str]) -> Plan:
-    """Try all grids that were found: the least squares may do better from another than from the best of them."""
-    search = task.search if "grid" in before else None
-    start = min((best, *(search.grids if search else ())), key=lambda plan: task.error(task.regressed(plan)))
-    moved = [search.moved(start, task.fit, task.window)] if search and start.accepts.all() else []
-    return min((task.regressed(plan) for plan in (start, *moved)), key=task.error)
+    """Race the starts, on all grids that were found, and fit the rows of the best few: which is best is known after that alone."""
+    moves = "grid" in before
+    plans = ((search, plan) for search in task.searches for plan in (search.given, *(search.grids if moves else ())))
+    starts = {_numbers(plan): Start(plan, search) for search, plan in plans}
+    first = starts.pop(_numbers(best), Start(best, None))
+    race = Race(task.teacher, task.fit, task.window, task.judge.c, task.clock)
+    few = race.halved([first, *starts.values()])
+    found = [task.regressed(few[0].plan)]
+    for plan in [*([race.moved(few)] if moves else []), *(start.plan for start in few[1:])]:
+        if task.clock.allows(len(task.teacher.states[0]) * plan.nfe):
+            found.append(task.regressed(plan))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _numbers(plan: Plan) -> bytes:
+    """Return what tells the plans of different tables apart."""
+    return plan.t.tobytes() + Table.of(plan).theta.tobytes() + plan.calls.tobytes()
 
 
 def _gauss_newton(task: Task, best: Plan, before: Sequence[str]) -> Plan:
-    student, iterations, times = task.student(best), task.iterations, task.times
-    table = fit_ends(student, Table.of(best), task.teacher, task.fit, task.window, iterations=iterations, times=times)
-    return task.plan(table, best)
+    turns = task.clock.turns(task.iterations, NEEDS["gauss_newton"](task, best))
+    student, width = task.student(best), task.width(best)
+    return task.plan(fit_ends(student, Table.of(best), task.teacher, task.fit, width, iterations=turns, times=task.times), best)
 
 
 def _gradient(task: Task, best: Plan, before: Sequence[str]) -> Plan:
-    student, loss, steps, times = task.student(best), task.loss, task.steps, task.times
-    table = fit_gradient(student, Table.of(best), task.teacher, task.fit, task.window, loss=loss, steps=steps, times=times)
+    turns = task.clock.turns(task.steps, NEEDS["gradient"](task, best))
+    student, fit, width, loss = task.student(best), task.fit, task.width(best), task.judge.loss
+    table = fit_gradient(
+        student, Table.of(best), task.teacher, fit, width, loss=loss, steps=task.steps, turns=turns, times=task.times
+    )
     return task.plan(table, best)
 
 
@@ -88,6 +110,20 @@ STAGES: dict[str, Stage] = {
     "gauss_newton": _gauss_newton,
     "gradient": _gradient,
 }
+SHARES = {"grid": 1.0, "least_squares": 4.0, "gauss_newton": 6.0, "gradient": 6.0}
+"""In what proportion they share a limited time; what one leaves goes to those after it."""
+NEEDS: dict[str, Callable[[Task, Plan], float]] = {
+    "grid": lambda task, plan: plan.nfe * (len(task.teacher.states[0]) - task.fit),
+    "least_squares": lambda task, plan: plan.nfe * len(task.teacher.states[0]),
+    "gauss_newton": lambda task, plan: task.fit * _turn(len(plan.rows)),
+    "gradient": lambda task, plan: 3.0 * plan.nfe * min(task.fit, task.teacher.network.batch),
+}
+"""The evaluations, of one sample each, without which a stage finds nothing."""
+
+
+def _turn(n: int) -> int:
+    """Return the evaluations of an iteration of Gauss-Newton for each sample: i + 3 numbers of row i each run the rows after it."""
+    return n + sum((i + 3) * (n - i - 1) for i in range(n))
 
 
 def checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
