@@ -92,12 +92,35 @@ def test_calibrate_writes_a_plan_that_sample_takes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "gauss_newton" in result.output
     plan = deis.load_plan(file)
-    before, after = (plan.provenance["stages"][k]["after"] for k in (0, -1))
+    before, after = (plan.provenance["stages"][k][when] for k, when in ((0, "before"), (-1, "after")))
     assert after < 0.5 * before
     result = run("sample", "--plan", file, "--num", 4, "--out", out, "--dtype", "float32", *common)
     assert result.exit_code == 0, result.output
     assert "4 samples of 3 evaluations" in result.output
     assert "contradict" in run("sample", "--plan", file, "--nfe", 3).output
+
+
+def test_calibrate_writes_the_plans_of_several_budgets_and_goes_on(tmp_path: Path) -> None:
+    few = ["--samples", 16, "--teacher-steps", 32, "--allow-rough", "--stages", "least_squares", "--batch", 16]
+    options = [*few, "--out", tmp_path / "plans", "--work", tmp_path / "work"]
+    result = run("calibrate", "--nfe", "2-3", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'plans'}: plans of 2, 3"
+    plans = {nfe: deis.load_plan(tmp_path / "plans" / f"nfe-{nfe}.json") for nfe in (2, 3)}
+    assert [plan.nfe for plan in plans.values()] == [2, 3]
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "work").iterdir()}
+    result = run("calibrate", "--nfe", "3,4", *options)
+    assert result.exit_code == 0, result.output
+    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in (tmp_path / "work").iterdir()}.items()
+    assert sorted(file.name for file in (tmp_path / "plans").iterdir()) == ["nfe-2.json", "nfe-3.json", "nfe-4.json"]
+    assert np.array_equal(deis.load_plan(tmp_path / "plans" / "nfe-3.json").keep_p, plans[3].keep_p)
+    result = run("calibrate", "--nfe", "3,4", *options, "--seconds", 0.001)
+    assert result.exit_code == 1
+    assert "seconds=0.001 are too short for the teacher" in result.output
+    result = run("calibrate", "--nfe", "3,4", *options, "--out", tmp_path / "{nfe}.json")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "4.json").exists()
+    assert "is a folder" in run("calibrate", "--nfe", 3, *few, "--out", tmp_path / "plans").output
 
 
 def test_a_rough_teacher_is_refused_unless_allowed(tmp_path: Path) -> None:
@@ -150,6 +173,12 @@ FEW = ["--nfe", 2, "--num", 2, "--paired", 0]
         (["calibrate", "--model", "nowhere"], 1, "is no file or folder"),
         (["calibrate", "--stages", "magic"], 1, "stages='magic' is unknown"),
         (["calibrate", "--samples", 4, "--nfe", 3, "--teacher-steps", 2, "--allow-rough"], 1, "too few"),
+        (["calibrate", "--nfe", "10-3"], 2, "'10-3' must be numbers of evaluations from 1 on, such as 4, or 3-10, or 3,5,8"),
+        (["calibrate", "--nfe", "3-"], 2, "'3-' must be"),
+        (["calibrate", "--nfe", "0"], 2, "'0' must be"),
+        (["calibrate", "--nfe", "3,4", "--steps", 5], 1, "which contradicts"),
+        (["calibrate", "--nfe", "3-80", "--samples", 8], 1, "too few"),
+        (["calibrate", "--seconds", 0], 2, "'--seconds': 0.0 is not in the range"),
         (["calibrate", "--samples", 0], 2, "'--samples': 0 is not in the range"),
         (["calibrate", "--teacher-steps", 1], 2, "'--teacher-steps': 1 is not in the range"),
         (["calibrate", "--out", "nowhere/plan.json"], 2, "'nowhere' is no folder"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibration_report, make_teacher
+    from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibrate_range, calibration_report, make_teacher
     from .cut import cut_plan
     from .grids import make_grid
     from .methods import get_method, make_plan
@@ -28,7 +28,8 @@ __version__ = "0.1.0"
 __all__ = [
     "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
     "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "calibrate", "calibrate_family",
-    "calibration_report", "classifier_free", "classifier_guided", "cut_plan", "dynamic_threshold", "edm_preconditioned",
+    "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan", "dynamic_threshold",
+    "edm_preconditioned",
     "exponential_rk", "get_method", "guided", "load_model", "load_plan",
     "make_grid", "make_plan", "make_teacher", "measure_norm", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
@@ -36,7 +37,7 @@ __all__ = [
 _HOME = {
     name: module
     for module, names in {
-        "calibration": "PlanFamily Teacher calibrate calibrate_family calibration_report make_teacher",
+        "calibration": "PlanFamily Teacher calibrate calibrate_family calibrate_range calibration_report make_teacher",
         "cut": "cut_plan",
         "grids": "make_grid",
         "methods": "get_method make_plan",

@@ -1,5 +1,6 @@
 """Calibration: fit the table of a plan to a model; see `calibrate`."""
 
+from .budgets import calibrate_range
 from .family import PlanFamily, calibrate_family
 from .fit import calibrate
 from .grid import teacher_grid
@@ -12,6 +13,7 @@ __all__ = [
     "Teacher",
     "calibrate",
     "calibrate_family",
+    "calibrate_range",
     "calibration_report",
     "make_teacher",
     "model_free_grid",

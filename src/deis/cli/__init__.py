@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
 
 
 @main.command("calibrate")
-@shared.plan_options
+@partial(shared.plan_options, nfe=shared.budgets, about="The evaluations, or several budgets: 4, or 3-10, or 3,5,8.")
 @shared.model_options
-@click.option("--out", type=shared.OutFile(), default=Path("plan.json"), show_default=True)
+@click.option("--out", type=shared.OutFile(True), help="By default plan.json; of several budgets a folder, by default plans.")
 @click.option("--samples", default=96, type=shared.POSITIVE, show_default=True, help="Noises to fit and validate with.")
 @click.option("--batch", default=64, type=shared.POSITIVE, show_default=True, help="Samples a call of the model.")
 @click.option("--stages", default="grid,least_squares,gauss_newton", show_default=True, help="Which, in order; also: gradient.")
@@ -76,28 +77,45 @@ def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
 @click.option("--window", type=shared.POSITIVE, help="Predictions that a row may use; by default all before it.")
 @click.option("--teacher-steps", type=shared.TWO, help="By default doubled until the teacher's end stands still.")
 @click.option("--allow-rough", is_flag=True, help="Take a teacher that has not converged, too.")
-@click.option("--work", type=shared.FOLDER, help="Keep finished stages here, and go on from there.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The wall time for all; by default there is no limit.")
+@click.option("--work", type=shared.FOLDER, help="Keep the teacher and finished stages here, and go on from there.")
 @_errors()
 def calibrate_command(**options: Any) -> None:
-    """Fit a plan to a model, and write it for deis sample --plan."""
+    """Fit a plan to a model, or one for each of several budgets, and write it for deis sample --plan."""
     from ..calibration import calibrate, calibration_report
 
-    model = shared.load(options)
-    plan = shared.build_plan(model.sde, options)
-    noise = draw_noise(model, plan, options, range(10**6, 10**6 + options["samples"]))  # not those of deis sample
-    plan = calibrate(
-        plan,
-        shared.of_labels(model, options),
-        noise,
-        condition=shared.labels_of(model, options["samples"]),
-        teacher=options["teacher_steps"],
-        stages=tuple(options["stages"].split(",")),
-        folder=options["work"],
-        progress=True,
-        **{name: options[name] for name in ("method", "window", "iterations", "batch", "allow_rough")},
-    )
-    plan.save(options["out"])
-    click.echo(f"{calibration_report(plan)}\nwrote {options['out']}: try deis sample --plan {options['out']}")
+    budgets, model = options["nfe"] or (None,), shared.load(options)
+    plans = [shared.build_plan(model.sde, options | {"nfe": budget}) for budget in budgets]
+    noise = draw_noise(model, plans[0], options, range(10**6, 10**6 + options["samples"]))  # not those of deis sample
+    settings = {
+        "condition": shared.labels_of(model, options["samples"]),
+        "teacher": options["teacher_steps"],
+        "stages": tuple(options["stages"].split(",")),
+        "folder": options["work"],
+        "progress": True,
+        **{name: options[name] for name in ("window", "iterations", "batch", "seconds", "allow_rough")},
+    }
+    if len(plans) > 1:
+        _calibrate_range(shared.of_labels(model, options), noise, settings, options)
+        return
+    out = options["out"] or Path("plan.json")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; give the name of a file for a single plan")
+    plan = calibrate(plans[0], shared.of_labels(model, options), noise, method=options["method"], **settings)
+    plan.save(out)
+    click.echo(f"{calibration_report(plan)}\nwrote {out}: try deis sample --plan {out}")
+
+
+def _calibrate_range(model: Any, noise: Any, settings: dict[str, Any], options: dict[str, Any]) -> None:
+    """Fit the plans of several budgets, and write each when it is finished."""
+    from ..calibration import calibrate_range, calibration_report
+
+    out, grid = options["out"] or Path("plans"), {"ts_phase": options["grid"], "ts_order": options["grid_order"]}
+    plans = calibrate_range(model, noise, options["nfe"], method=options["method"] or "auto", out=out, **grid, **settings)
+    click.echo("\n\n".join(map(calibration_report, plans.values())) + f"\nwrote {out}: plans of {', '.join(map(str, plans))}")
+    if len(plans) < len(options["nfe"]):
+        missing = ",".join(str(budget) for budget in options["nfe"] if budget not in plans)
+        raise ValueError(f"--seconds {options['seconds']:g} did not suffice for --nfe {missing}; give more, and --work to go on")
 
 
 @main.command("sample")

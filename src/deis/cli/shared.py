@@ -25,8 +25,8 @@ PLAN, FOLDER = click.Path(path_type=Path, exists=True, dir_okay=False), click.Pa
 class OutFile(click.Path):
     """A file to write, in a folder that is there: better told before the work than after it."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path, dir_okay=False, writable=True)
+    def __init__(self, folders: bool = False) -> None:
+        super().__init__(path_type=Path, dir_okay=folders, writable=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(str(super().convert(value, param, ctx)))
@@ -35,12 +35,27 @@ class OutFile(click.Path):
         return path
 
 
-def plan_options(command: Callable[..., None]) -> Callable[..., None]:
+def budgets(text: str) -> tuple[int, ...]:
+    """Return one number of evaluations or several: of 4, or 3-10, or 3,5,8."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash) and 1 <= int(first) <= int(last or first)):
+            raise click.BadParameter(f"{text!r} must be numbers of evaluations from 1 on, such as 4, or 3-10, or 3,5,8")
+        found.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
+
+
+def plan_options(
+    command: Callable[..., None],
+    nfe: Any = POSITIVE,
+    about: str = "The number of network evaluations, in place of --steps.",
+) -> Callable[..., None]:
     """Add the options that say how a plan is built."""
     for option in (
         click.option("--grid-order", type=float, help="The power of the grid; by default 2 for t and 7 (Karras) for rho."),
         click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
-        click.option("--nfe", type=POSITIVE, help="The number of network evaluations, in place of --steps."),
+        click.option("--nfe", type=nfe, help=about),
         click.option("--steps", type=POSITIVE, help="The number of steps; 10 without --nfe."),
         click.option("--method", help=f"One of {KNOWN}; by default auto, or a model's own calibrated plan."),
     ):
