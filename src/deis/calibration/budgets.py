@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..arguments import array, kind, whole
+from ..arguments import array, kind, one_of, whole
+from ..grids import PHASES
 from ..methods import make_plan
 from ..methods.layout import Builder
 from ..plan import Plan
@@ -69,6 +70,7 @@ def calibrate_range(
         As `calibrate` does, where the method cannot meet one of the budgets, or the time does not suffice for any.
     """
     checked = Settings(method=None if isinstance(method, str) else method, **settings)
+    ts_phase = None if ts_phase is None else one_of("ts_phase", ts_phase, PHASES)
     network = teacher.network if isinstance(teacher, Teacher) else Network(model, samples, condition, batch)
     starts: dict[int, Plan] = {}
     for budget in _budgets(nfe):
