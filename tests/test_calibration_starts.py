@@ -166,7 +166,7 @@ def test_auto_brings_an_analytical_first_step_and_nothing_else_does(teacher: dei
     (found,) = variants(auto)
     assert found.given.method == "auto + analytical first step"
     assert (found.given.nfe, found.given.num_step) == (5, 6)
-    assert {plan.nfe for plan in found.grids} == {5}
+    assert {plan.nfe for plan in found.grids(Clock())} == {5}
     deviation = float(teacher.end.std(axis=0).mean())
     assert found.given.guess[0] == pytest.approx(deis.make_plan(SDE, nfe=5, afs=deviation).guess[0], rel=0.05)
     assert variants(found.given) == []

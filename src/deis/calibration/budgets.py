@@ -49,8 +49,8 @@ def calibrate_range(
     method, ts_phase, ts_order
         The plans to start from, see `make_plan`; by default "auto", and the same with an analytical first step.
     seconds : float, optional
-        The wall time for all. The budgets are done from the least on, and share it in proportion to their squares; what one leaves
-        goes to those after it.
+        The wall time for all. The budgets are done from the least on, and share it in proportion to them; what one leaves, which
+        the small ones do, goes to those after it.
     folder : path, optional
         Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there.
     out : path, optional
@@ -96,7 +96,7 @@ def _finished(starts: dict[int, Plan], shared: Shared, settings: Settings, path:
     plans: dict[int, Plan] = {}
     for budget, start in starts.items():
         left = [other for other in starts if other not in plans]
-        shared.clock.plan_share(budget**2 / sum(other**2 for other in left))
+        shared.clock.plan_share(budget / sum(left))
         try:
             plans[budget] = calibrated([start], shared, settings, vary=True)
         except TooFewSecondsError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from ..arguments import flag, function, kind, number, one_of, whole
 from ..methods.layout import Builder
 from ..plan import Plan, load_plan
+from ..quadrature import Form
 from ..run.options import progress_bar
 from .clock import Clock, TimeIsUp
 from .grid import Jumps
@@ -179,7 +180,7 @@ class Shared:
     allow_rough: bool
     told: tuple[int, float]
     """The evaluations and the seconds that the teacher took."""
-    jumps: dict[tuple[str, float | None], Jumps] = field(default_factory=dict)
+    jumps: dict[tuple[Form, float | None], Jumps] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -247,6 +248,7 @@ def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings, vary: 
     options = (settings.times, settings.iterations, settings.steps)
     task = Task(teacher, searches, fit, settings.window, judge, shared.clock, *options)
     run = _Run(task, start, verdicts[best], shared.folder, list(start.provenance.get("stages", [])))
+    shared.clock.cut = False
     run.start(shared, min(verdicts[: len(plans)], key=lambda verdict: verdict.loss))
     for k, name in enumerate(stages):
         run.stage(name, SHARES[name] / sum(SHARES[later] for later in stages[k:]))
@@ -315,11 +317,14 @@ class _Run:
         return plan
 
     def allowed(self, name: str) -> bool:
-        """Return whether there is time for a stage; the first one must have it, whatever the share of this plan."""
+        """Return whether there is time for a stage; the first one that fits the coefficients takes it from other plans' shares."""
         clock, needed = self.task.clock, NEEDS[name](self.task, self.best)
         clock.share(1.0)
-        if self.done or clock.needs(needed) <= clock.seconds - clock.spent:
-            return bool(self.done == [] or clock.allows(needed))
+        if {*self.done} - {"grid"}:
+            return clock.allows(needed)
+        clock.cut = clock.needs(needed) > clock.seconds - clock.spent
+        if self.done or not clock.cut:
+            return not clock.cut
         kept = "" if self.folder is None else f" (the teacher is kept in {str(self.folder)!r}, and need not be made again)"
         raise TooFewSecondsError(
             f"seconds={clock.seconds:g} are too short: {clock.spent:.2g} s went by before the stage {name!r} of "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..arrays import Array, Indices
 from ..methods import ANALYTICAL, get_method, make_plan
 from ..methods.layout import Builder
 from ..plan import Plan
+from ..quadrature import Form
 from .clock import Clock
 from .grid import COSTS, Jumps, exchange, teacher_grid
 from .judge import first_prediction, robust
@@ -37,8 +37,10 @@ class Search:
     given: Plan
     build: Builder | None
     teacher: Teacher
-    jumps: dict[tuple[str, float | None], Jumps] = field(default_factory=dict)
+    jumps: dict[tuple[Form, float | None], Jumps] = field(default_factory=dict)
     """By the form and the guess, for all searches with this teacher."""
+    made: dict[str, Plan] = field(default_factory=dict)
+    """The grids so far."""
 
     def plan(self, build: Builder, ts: Array, grid: str) -> Plan:
         """Return the plan of the method on other times, whatever its polynomials do there: they are fitted."""
@@ -47,21 +49,25 @@ class Search:
             return plan
         return replace(plan, calls=self.given.calls, guess=self.given.guess, method=self.given.method)
 
-    @cached_property
-    def grids(self) -> list[Plan]:
-        """The plans on grids that are made from the jumps of the teacher, and without a model."""
+    def grids(self, clock: Clock) -> list[Plan]:
+        """Return the plans on grids that are made from the jumps of the teacher, and without a model, as far as the time goes."""
         teacher, build, given = self.teacher, self.build, self.given
         if build is None:
             return []
-        key = (given.form, None if given.calls[0] else float(given.guess[0]))
+        for cost in COSTS if given.accepts.all() else COSTS[:-1]:
+            name = f"teacher grid, {cost} cost"
+            if name not in self.made and clock.allows():
+                ts = teacher_grid(teacher, build, given.form, given.num_step, cost, self._jumps())
+                self.made[name] = self.plan(build, ts, name)
+        if "model-free grid" not in self.made and clock.allows():
+            self.made["model-free grid"] = self.plan(build, model_free_grid(teacher.sde, build, given.num_step), "model-free grid")
+        return list(self.made.values())
+
+    def _jumps(self) -> Jumps:
+        key = (self.given.form, None if self.given.calls[0] else float(self.given.guess[0]))
         if key not in self.jumps:
-            self.jumps[key] = Jumps(teacher, given.form, key[1])
-        jumps, costs = self.jumps[key], COSTS if given.accepts.all() else COSTS[:-1]
-        grids = {
-            f"teacher grid, {cost} cost": teacher_grid(teacher, build, given.form, given.num_step, cost, jumps) for cost in costs
-        }
-        grids["model-free grid"] = model_free_grid(teacher.sde, build, given.num_step)
-        return [self.plan(build, ts, name) for name, ts in grids.items()]
+            self.jumps[key] = Jumps(self.teacher, *key)
+        return self.jumps[key]
 
 
 class Start(NamedTuple):
@@ -138,7 +144,7 @@ class Race:
         return value(places), Start(at(places), search)
 
 
-def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher, jumps: dict[tuple[str, float | None], Jumps]) -> Search:
+def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher, jumps: dict[tuple[Form, float | None], Jumps]) -> Search:
     """Return the plan with what builds it on other times, where it is known.
 
     Raises
@@ -179,4 +185,4 @@ def with_analytical(search: Search, window: int | None) -> list[Search]:
             plan = make_plan(teacher.sde, given.method, nfe=given.nfe, afs=float(np.sqrt(teacher.end.var(axis=0).mean())))
     except ValueError:
         return []
-    return [] if window is not None and Table.of(plan).c[:, window:].any() else [replace(search, given=plan)]
+    return [] if window is not None and Table.of(plan).c[:, window:].any() else [replace(search, given=plan, made={})]

@@ -56,6 +56,7 @@ class Task:
         return self.judge.of_ends(end[self.fit :]).loss, self.plan(table, plan)
 
 
+_MOVING = 32  # samples that the moves of one start take at least
 Stage = Callable[[Task, Plan, Sequence[str]], Plan]
 """(task, the best plan so far, the names of the stages before) -> a plan, better or not."""
 
@@ -66,19 +67,22 @@ def _grid(task: Task, best: Plan, before: Sequence[str]) -> Plan:
             f"stages has 'grid', and the plan's method {best.method!r} is no registered name that builds this plan on its "
             "own times; give method=, the name or the builder it was made with, or leave the stage out"
         )
-    return min((plan for search in task.searches for plan in search.grids), key=lambda plan: task.judge.of_plan(plan).loss)
+    grids = [plan for search in task.searches for plan in search.grids(task.clock)]
+    judged = [(task.judge.of_plan(plan).loss, plan) for plan in grids if task.clock.allows(NEEDS["grid"](task, plan))]
+    return min(judged, key=lambda pair: pair[0], default=(0.0, best))[1]
 
 
 def _least_squares(task: Task, best: Plan, before: Sequence[str]) -> Plan:
     """Race the starts, on all grids that were found, and fit the rows of the best few: which is best is known after that alone."""
     moves = "grid" in before
-    plans = ((search, plan) for search in task.searches for plan in (search.given, *(search.grids if moves else ())))
+    plans = ((search, plan) for search in task.searches for plan in (search.given, *(search.grids(task.clock) if moves else ())))
     starts = {_numbers(plan): Start(plan, search) for search, plan in plans}
     first = starts.pop(_numbers(best), Start(best, None))
     race = Race(task.teacher, task.fit, task.window, task.judge.c, task.clock)
     few = race.halved([first, *starts.values()])
     found = [task.regressed(few[0].plan)]
-    for plan in [*([race.moved(few)] if moves else []), *(start.plan for start in few[1:])]:
+    moved = [race.moved(few)] if moves and race.allows(_MOVING * len(few), few[0].plan) else []
+    for plan in [*moved, *(start.plan for start in few[1:])]:
         if task.clock.allows(len(task.teacher.states[0]) * plan.nfe):
             found.append(task.regressed(plan))
     return min(found, key=lambda pair: pair[0])[1]
