@@ -292,7 +292,7 @@ class _Run:
         clock, network, before = self.task.clock, self.task.teacher.network, self.verdict
         began, spent, clock.cut = clock.spent, network.evaluations, False
         plan = self.found(name, share)
-        verdict = self.task.judge.of_plan(plan)
+        verdict = before if plan is self.best else self.task.judge.of_plan(plan)
         if verdict.loss < before.loss:
             self.best, self.verdict = plan, verdict
         self.done.append(name)
