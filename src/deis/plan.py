@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .arguments import array, number, one_of, shown
 from .arrays import AnyArray, Array, Flags, Indices
 from .backends.numpy import combine
 from .files import digest, replacing
+from .foreign import is_compiling
 from .machine import Row, run_rows
 from .plan_file import FLAGS, TABLES, document_of, read_content, read_document
 from .plan_text import describe
@@ -23,6 +24,7 @@ from .sde import Schedule, check_schedule
 
 _TEXTS = ("form", "method", "grid", "schedule", "fitted")
 _DEEPEST = 100
+Made = TypeVar("Made")
 
 
 def _default() -> Array:
@@ -149,6 +151,22 @@ class Plan:
         columns = {name: getattr(self, name).tolist()[: len(self.keep_x)] for name in Row._fields}
         columns["keep_p"], columns["next_p"] = map(tuple, columns["keep_p"]), map(tuple, columns["next_p"])
         return tuple(Row(*row) for row in zip(*columns.values(), strict=True))
+
+    def once(self, make: Callable[..., Made], *of: Any) -> Made:
+        """Return make(plan, *of), which is made once and freed with the plan; it is to be few and small, and no tensor."""
+        if is_compiling():  # a graph would be guarded by whether it was made before
+            return make(self, *of)
+        try:
+            return self._made[make, of]
+        except KeyError:
+            return self._made.setdefault((make, of), make(self, *of))
+
+    @cached_property
+    def _made(self) -> dict[Any, Any]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:  # without what others made
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def ts(self) -> Array:

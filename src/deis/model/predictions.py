@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import numpy as np
 from ..arguments import check_state, function, number, one_of
 from ..backends import backend_of
 from ..backends.record import Backend
-from ..foreign import call_unchanged
+from ..foreign import call_unchanged, is_compiling
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
 
@@ -35,13 +37,30 @@ _OUTPUTS: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
 }
 
 
+_CHECKED: dict[int, weakref.ref[Any]] = {}
+"""The models that `check_model` has seen, by their id."""
+
+
 def check_model(argument: str, model: Any) -> None:
     """Raise TypeError unless a model can be called with (x, t), or tells itself by a method at(x, t, level)."""
+    known = None if is_compiling() else _CHECKED.get(id(model))
+    if known is not None and known() is model:
+        return
     at = getattr(model, "at", None)
     if at is None:
         function(argument, model, "x", "t")
     else:
         function(f"{argument}.at", at, "x", "t", "level")
+    if not is_compiling():
+        _remember(model, id(model))
+
+
+def _remember(model: Any, key: int) -> None:
+    def forget(_: Any) -> None:
+        _CHECKED.pop(key, None)
+
+    with suppress(TypeError):  # a model without weak references is looked at in each call
+        _CHECKED[key] = weakref.ref(model, forget)
 
 
 def named(predicts: Any) -> Any:
@@ -77,7 +96,10 @@ def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tu
     ValueError
         For an unknown `predicts`, or where its output does not determine the plan's form at one of the plan's times.
     """
-    one_of("predicts", named(predicts), _OUTPUTS)
+    return plan.once(_conversions, one_of("predicts", named(predicts), _OUTPUTS), thresholds)
+
+
+def _conversions(plan: Plan, predicts: str, thresholds: bool) -> tuple[tuple[float, ...], ...]:
     rows: list[tuple[float, ...]] = []
     for row in plan.rows:
         try:

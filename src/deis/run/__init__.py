@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from ..arguments import check_state, flag, function, kind
@@ -18,9 +19,12 @@ from .eager import run_eager
 from .options import Options
 
 
-@lru_cache(maxsize=256)
+def _comparison(plan: Plan) -> Callable[[Schedule], None]:
+    return lru_cache(maxsize=16)(partial(_warn_of_schedule, weakref.proxy(plan)))
+
+
 def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
-    """Warn, once, where a plan was made for another schedule than the model's."""
+    """Warn where a plan was made for another schedule than the model's."""
     if not plan.matches(sde):
         warnings.warn(
             f"the plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model is of {sde.name!r}, whose alpha "
@@ -35,7 +39,7 @@ def _told(model: Any, plan: Plan, predicts: str | None) -> tuple[Callable[[Any, 
     if not isinstance(model, Denoiser):
         return model, "eps" if predicts is None else predicts, None
     if not is_compiling():
-        _warn_of_schedule(plan, model.sde)
+        plan.once(_comparison)(model.sde)
     if predicts not in (None, model.predicts):
         raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
     return model, model.predicts, model.threshold
@@ -102,8 +106,9 @@ def sample(
     check_model("model", model)
     if callback is not None:
         function("callback", callback, "i", "t", "x")
-    for argument, value in {"trajectory": trajectory, "progress": progress, "check_finite": check_finite, "grad": grad}.items():
-        flag(argument, value)
+    if not (trajectory is progress is check_finite is grad is False):  # as they are by default
+        for argument, value in {"trajectory": trajectory, "progress": progress, "check_finite": check_finite, "grad": grad}.items():
+            flag(argument, value)
     model, predicts, threshold = _told(model, plan, predicts)
     factors = conversions(plan, predicts, threshold is not None)
     if plan.stochastic and rng is None:
