@@ -1,7 +1,15 @@
 """The executors: they agree, count, keep dtypes, and compose with compilers and transformations."""
 
 import gc
+import pickle
+import sys
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
+from time import sleep
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,6 +19,8 @@ import pytest
 import torch
 
 import deis
+from deis.backends import backend_of
+from deis.model import predictions
 
 from .oracle import gaussian
 
@@ -159,6 +169,165 @@ def test_predictions_that_do_not_determine_the_form_are_refused() -> None:
     cure = r'deis\.Denoiser\(\.\.\., predicts="flow"\) or deis\.sample\(\.\.\., predicts="flow"\)'
     with pytest.raises(ValueError, match=rf"predicts='eps' does not determine x_0 at t=1\.0.*{cure}"):
         deis.sample(deis.make_plan(deis.FlowMatching(), "tab2", 4), model, X_T)
+
+
+# --- what is prepared once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor])
+def test_a_dropped_plan_is_freed_with_what_was_prepared_for_it(make: Callable[..., Any]) -> None:
+    plan, function = deis.make_plan(SDE, "tab3", 5), partial(model)
+    denoiser = deis.Denoiser(function, SDE)
+    for x in (make(X_T), make(X_T.astype(np.float32))):
+        deis.sample(plan, function, x, predicts="v")
+        deis.sample(plan, denoiser, x)
+    rows = plan.once(backend_of(x).prepared, backend_of(x).carry(x.dtype))[0]
+    assert sum(any(thing is rows for thing in pair) for pair in plan._made.values() if isinstance(pair, tuple)) == 1  # those it ran
+    plan_, function_ = weakref.ref(plan), weakref.ref(function)
+    del plan
+    assert plan_() is None  # at once: it is in no circle that only a collection of garbage breaks
+    del function, denoiser
+    assert function_() is None
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor])
+def test_nothing_is_prepared_twice(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def counted(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
+
+        def spy(*args: Any) -> Any:
+            made.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(module, name, spy)
+
+    counted(sys.modules[backend_of(make(X_T)).prepared.__module__], "with_sums")
+    counted(predictions, "factors")
+    counted(predictions, "function")
+    plan, function = deis.make_plan(SDE, "unipc2", 5), partial(model)
+    deis.sample(plan, function, make(X_T))
+    assert sorted(set(made)) == ["factors", "function", "with_sums"]
+    assert made.count("with_sums") == 1
+    made.clear()
+    deis.sample(plan, function, make(X_T))
+    deis.sample(plan, function, make(X_T[:2]))
+    assert made == []
+
+
+def test_a_plan_gathers_nothing_over_calls_and_no_tensor() -> None:
+    plan = deis.make_plan(SDE, "tab3", 4)
+
+    def run(batch: int) -> None:
+        for x in (np.ones((batch, 1, 1)), torch.ones(batch, 1, 1)):
+            deis.sample(plan, model, x)
+            deis.sample(plan, deis.Denoiser(partial(model), deis.VPSDE.linear()), x)
+
+    with torch.inference_mode():
+        run(1)
+    known = len(plan._made)
+    for batch in range(2, 40):
+        run(batch)
+    assert len(plan._made) == known
+    assert plan.once(sys.modules["deis.run"]._comparison).cache_info().currsize <= 16
+    stack, seen = list(plan._made.values()), 0
+    while stack:
+        thing = stack.pop()
+        stack += list(thing) if isinstance(thing, tuple) else []
+        assert not isinstance(thing, torch.Tensor)
+        seen += 1
+    assert seen > 100
+
+
+def test_plans_are_pickled_without_what_was_prepared() -> None:
+    plan = deis.make_plan(SDE, "tab3", 4)
+    before = pickle.dumps(plan)
+    for x in (X_T, torch.tensor(X_T)):
+        deis.sample(plan, deis.Denoiser(model, SDE), x)
+    assert pickle.dumps(plan) == before
+    np.testing.assert_array_equal(deis.sample(pickle.loads(before), model, X_T), deis.sample(plan, model, X_T))
+
+
+def test_threads_may_share_a_new_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors = predictions.factors
+
+    def slowly(*args: Any) -> Any:
+        sleep(1e-3)  # in which others run
+        return factors(*args)
+
+    monkeypatch.setattr(predictions, "factors", slowly)
+
+    def run(x: Any, predicts: str, plan: deis.Plan) -> np.ndarray:
+        return np.asarray(deis.sample(plan, model, x, predicts=predicts))
+
+    runs = [
+        partial(run, x, predicts)
+        for x in (X_T, X_T.astype(np.float32), torch.tensor(X_T), torch.tensor(X_T).float())
+        for predicts in ("eps", "v")
+    ]
+    serial = [one(deis.make_plan(SDE, "unipc2", 6)) for one in runs]
+    for _ in range(5):
+        plan, barrier = deis.make_plan(SDE, "unipc2", 6), Barrier(len(runs))
+
+        def task(i: int, plan: deis.Plan = plan, barrier: Barrier = barrier) -> np.ndarray:
+            barrier.wait()
+            return runs[i](plan)
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            for found, expected in zip(pool.map(task, range(len(runs))), serial, strict=True):
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_a_model_that_changes_its_times_hurts_no_later_call() -> None:
+    plan = deis.make_plan(SDE, "tab3", 5)
+    expected = deis.sample(plan, model, X_T)
+
+    def changes_t(x: Any, t: Any) -> Any:
+        m = x / (1 + x * x) * (1 + t[:, None, None])
+        t *= 0
+        return m
+
+    np.testing.assert_array_equal(deis.sample(plan, changes_t, X_T), expected)
+    x = torch.tensor(X_T)
+    with pytest.raises(ValueError, match="was changed in place"):
+        deis.sample(plan, changes_t, x)
+    with torch.inference_mode():
+        changed = deis.sample(plan, changes_t, torch.tensor(X_T))
+    for again in (changed, deis.sample(plan, model, x)):
+        torch.testing.assert_close(again, torch.tensor(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_a_plan_first_run_in_inference_mode_records_gradients_later() -> None:
+    plan = deis.make_plan(SDE, "unipc2", 4)
+    with torch.inference_mode():
+        inside = deis.sample(plan, model, torch.tensor(X_T))
+    x = torch.tensor(X_T, requires_grad=True)
+    outside = deis.sample(plan, model, x, grad=True)
+    assert torch.equal(outside, inside.clone())
+    assert torch.autograd.grad(outside.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["tab3", "rhork_3kutta", "unipc2"])
+def test_a_transform_may_batch_the_predictions_and_not_the_noise(method: str) -> None:
+    """The sums are made in place, where a prediction fits in."""
+    plan, x = deis.make_plan(SDE, method, nfe=12), torch.tensor(X_T)
+
+    def run(w: torch.Tensor) -> torch.Tensor:
+        return deis.sample(plan, lambda x, t: w * x / (1 + x * x) * (1 + t[:, None, None]), x, grad=True)
+
+    w = torch.tensor([0.5, 1.0, 1.5], dtype=x.dtype)
+    alone = torch.stack([run(one) for one in w])
+    torch.testing.assert_close(torch.func.vmap(run)(w), alone, rtol=1e-12, atol=1e-12)
+    slope = (run(w[1] + 1e-6) - run(w[1] - 1e-6)).sum() / 2e-6
+    for found in (torch.func.grad(lambda w: run(w).sum())(w[1]), torch.func.jvp(run, (w[1],), (torch.ones_like(w[1]),))[1].sum()):
+        torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-6)
+
+
+def test_a_threshold_does_not_change_the_dtype_of_the_state() -> None:
+    x = X_T.astype(np.float32)
+    predictor = predictions.Predictor(model, backend_of(x), x.dtype, lambda x_0: x_0.astype(np.float64))
+    assert predictor.prediction(x, x, (0.5, 0.5, 2.0, -1.0)).dtype == x.dtype
 
 
 # --- torch -------------------------------------------------------------------------------------------------------------

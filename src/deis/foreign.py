@@ -36,38 +36,6 @@ def labels_like(labels: Any, x: Any) -> Any:
     return sys.modules["torch"].as_tensor(labels, device=x.device)
 
 
-def call_unchanged(fn: Callable[..., Any], names: str, *arrays: Any) -> Any:
-    """Call a user's function on arrays that it must not change in place, as the caller goes on from them.
-
-    torch counts the changes of a tensor, except of one made in inference mode and under torch.compile; there, and in NumPy, which
-    counts none, the function is given copies. `names` says in an error what the arguments are.
-
-    Raises
-    ------
-    ValueError
-        Where torch counted a change.
-    """
-    lent = [_lent(x) for x in arrays]
-    versions = [_version(x) for x in lent]
-    result = fn(*lent)
-    if versions != [_version(x) for x in lent]:
-        raise ValueError(
-            f"{names} was changed in place by the function that was given it, and the sampler goes on from it; begin the function "
-            "with a copy, as x = x.clone(), or use operations without a trailing underscore"
-        )
-    return result
-
-
-def _lent(x: Any) -> Any:
-    if is_torch(x):
-        return x.clone() if is_compiling() or x.is_inference() else x
-    return x.copy() if isinstance(x, np.ndarray) else x
-
-
-def _version(x: Any) -> int | None:
-    return x._version if is_torch(x) and not (is_compiling() or x.is_inference()) else None
-
-
 def call_in_float64(fn: Callable[[Any], Any], x: Array, argument: str) -> Array:
     """Call a function written in NumPy, torch, jax.numpy or for Python floats on an array, in float64 throughout.
 

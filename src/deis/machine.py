@@ -14,6 +14,8 @@ Combine = Callable[[Any, State, Sequence[Any], Sequence[State]], State]
 """(c_x, x, c_p, history) -> c_x x + sum_j c_p[j] history[j]; the history may be shorter than c_p."""
 AddNoise = Callable[[Any, State], State]
 """(keep_z, x) -> x + keep_z z, with z new standard normal noise"""
+Sum = tuple[tuple[Any, int], ...]
+"""The terms (c, j) of a sum over the states (x, *history), without those of weight 0; c is None where it is 1."""
 
 
 class Row(NamedTuple):
@@ -27,10 +29,27 @@ class Row(NamedTuple):
     keep_z: Any
     """0.0 or None where the row adds no noise."""
     next_x: Any
+    """None where x is base."""
     next_p: Any
     guess: Any
     accepts: Any
     calls: Any
+
+
+def terms(c_x: Any, c_p: Any, coefficient: Callable[[Any], Any] = lambda c: c) -> Sum:
+    """Return the terms of c_x x + sum_j c_p[j] history[j], each c as `coefficient` makes it."""
+    return tuple((None if c == 1 else coefficient(c), j) for j, c in enumerate((c_x, *c_p)) if c != 0)
+
+
+def with_sums(rows: Sequence[Row], coefficient: Callable[[Any], Any]) -> tuple[Row, ...]:
+    """Return rows of numbers whose keep_x, next_x and guess are whole sums, for a `combine` that only adds these up."""
+
+    def summed(row: Row) -> Row:
+        sums = {"keep_x": (row.keep_x, row.keep_p), "next_x": (row.next_x, row.next_p), "guess": (row.guess, ())}
+        made = row._replace(**{name: terms(*pair, coefficient) for name, pair in sums.items()}, keep_z=row.keep_z or None)
+        return made._replace(next_x=None) if made.next_x == ((None, 0),) else made
+
+    return tuple(summed(row) for row in rows)
 
 
 def run_rows(
@@ -83,4 +102,4 @@ def advance(
         if add_noise is None:
             raise ValueError(f"the row at t={row.t!r} adds noise, keep_z={row.keep_z!r}, and add_noise is missing; give it")
         base = add_noise(row.keep_z, base)
-    return base, combine(row.next_x, base, row.next_p, history)
+    return base, base if row.next_x is None else combine(row.next_x, base, row.next_p, history)

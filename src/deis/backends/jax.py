@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ..foreign import is_jax
-from .record import AddNoise, Backend
+from .record import MODEL, AddNoise, Backend
 
 
 def combine(c_x: Any, x: Array, c_p: Sequence[Any] | Array, history: Sequence[Array]) -> Array:
@@ -58,7 +58,10 @@ BACKEND = Backend(
     to_host=lambda x: np.asarray(x, dtype=np.float64),
     like=lambda values, x: jnp.asarray(values, dtype=x.dtype),
     combine=combine,
+    prepared=lambda plan, dtype: (plan.rows, combine),
+    caller=lambda: lambda model, x, t, names=MODEL: model(x, t),
     noise=_noise,
+    copy=lambda x: x,
     copied=lambda p, m, always: p,
     no_grad=nullcontext,
 )

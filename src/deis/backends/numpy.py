@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from ..arrays import AnyArray
-from .record import AddNoise, Backend
+from ..machine import Combine, Row, Sum, terms, with_sums
+from .record import MODEL, AddNoise, Backend
 from .streams import streams
 
 
 def combine(c_x: Any, x: AnyArray, c_p: Sequence[Any] | AnyArray, history: Sequence[AnyArray]) -> AnyArray:
     """Return c_x x + sum_j c_p[j] history[j] without the terms of weight 0, in a new array unless it is one of them."""
-    total = None
-    for c, p in ((c_x, x), *zip(c_p, history, strict=False)):
-        if c != 0:
-            term = p if c == 1 else c * p
-            total = term if total is None else total + term
-    return np.zeros_like(x) if total is None else total
+    return add_up(terms(c_x, c_p[: len(history)]), x, c_p, history)
+
+
+def add_up(total: Sum, x: AnyArray, c_p: Any, history: Sequence[AnyArray]) -> AnyArray:
+    """Return a sum of states, in the memory of its first term where that is a product."""
+    states, y, own = (x, *history), None, False
+    for c, j in total:
+        term = states[j] if c is None else states[j] * c
+        if y is None:
+            y, own = term, c is not None
+        elif own:
+            y += term
+        else:
+            y, own = y + term, True
+    return np.zeros_like(x) if y is None else y
+
+
+def _prepared(plan: Any, dtype: Any) -> tuple[Sequence[Row], Combine[AnyArray]]:
+    # NumPy multiplies by an array of no dimension and of the states' dtype in half the time that a Python number takes.
+    return with_sums(plan.rows, lambda c: np.array(c, dtype)), add_up
 
 
 def _full(x: AnyArray, t: Sequence[float], dtype: Any, whole: bool) -> AnyArray:
-    return np.repeat(np.array(t, dtype=np.int64 if whole else dtype)[:, None], len(x), axis=1)
+    return np.array(t, dtype=np.int64 if whole else dtype)[:, None].repeat(len(x), axis=1)
 
 
 def _noise(rng: Any, batch: int) -> AddNoise:
@@ -36,8 +51,12 @@ def _noise(rng: Any, batch: int) -> AddNoise:
     return add_noise
 
 
+def _call(model: Callable[[AnyArray, AnyArray], Any], x: AnyArray, t: AnyArray, names: str = MODEL) -> Any:
+    return model(x.copy(), t.copy())  # NumPy does not count the changes of an array
+
+
 def _copied(p: AnyArray, m: AnyArray, always: bool) -> AnyArray:
-    return p.copy() if always or np.may_share_memory(p, m) else p
+    return p.copy() if always or p is m or np.may_share_memory(p, m) else p
 
 
 BACKEND = Backend(
@@ -49,7 +68,10 @@ BACKEND = Backend(
     to_host=lambda x: np.asarray(x, dtype=np.float64),
     like=lambda values, x: np.asarray(values, dtype=x.dtype),
     combine=combine,
+    prepared=_prepared,
+    caller=lambda: _call,
     noise=_noise,
+    copy=np.ndarray.copy,
     copied=_copied,
     no_grad=nullcontext,
 )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from ..arrays import AnyArray, Array
-from ..machine import Combine
+from ..machine import Combine, Row
 
 AddNoise = Callable[..., Any]
 """add_noise(keep_z, x, i=0) -> x + keep_z z, for row i, which tells JAX's noises apart; each sample's z is from its own stream."""
 
+Call = Callable[..., Any]
+"""call(model, x, t, names) -> model(x, t); `names` says in an error which arrays these are."""
+MODEL = "x or t of model(x, t)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Backend:
     """What the library asks of an array framework.
 
@@ -37,8 +41,15 @@ class Backend:
         like(values, x) -> an array of NumPy in this framework, and in the dtype and on the device of x.
     combine : callable
         c_x x + sum_j c_p[j] history[j], see `deis.machine`, for coefficients that are numbers.
+    prepared : callable
+        prepared(plan, dtype) -> the plan's rows, and a `combine` for them, as they cost least for states of a dtype.
+    caller : callable
+        caller() -> call, and call(model, x, t) -> model(x, t) of a model that must not change in place what it is given, as the
+        caller goes on from it: call gives copies, or raises the ValueError of `changed`.
     noise : callable
         noise(rng, batch) -> `AddNoise`; it refuses an rng of another kind.
+    copy : callable
+        copy(x) -> x in memory of its own.
     copied : callable
         copied(p, m, always) -> p, in memory that the model's output m does not share, and nobody at all if `always`.
     no_grad : callable
@@ -53,6 +64,17 @@ class Backend:
     to_host: Callable[[Any], Array]
     like: Callable[[AnyArray, Any], Any]
     combine: Combine[Any]
+    prepared: Callable[[Any, Any], tuple[Sequence[Row], Combine[Any]]]
+    caller: Callable[[], Call]
     noise: Callable[[Any, int], AddNoise]
+    copy: Callable[[Any], Any]
     copied: Callable[[Any, Any, bool], Any]
     no_grad: Callable[[], AbstractContextManager[Any]]
+
+
+def changed(names: str) -> ValueError:
+    """Return the error for a function of the user's that changed in place an array that it was given."""
+    return ValueError(
+        f"the {names} was changed in place by the function that was given it, and the sampler goes on from it; begin the function "
+        "with a copy, as x = x.clone(), or use operations without a trailing underscore"
+    )

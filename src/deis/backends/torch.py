@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..foreign import is_torch
-from .record import AddNoise, Backend
+from ..machine import Sum, terms, with_sums
+from .record import MODEL, AddNoise, Backend, Call, changed
 from .streams import streams
 
 
@@ -21,16 +22,26 @@ def combine(c_x: Any, x: Tensor, c_p: Sequence[Any] | Tensor, history: Sequence[
     """
     if isinstance(c_x, Tensor):
         return sum((c * p for c, p in zip(c_p, history, strict=False)), c_x * x)
-    total = None if c_x == 0 else x if c_x == 1 else x * c_x
-    for c, p in zip(c_p, history, strict=False):
-        if c != 0:
-            total = (p if c == 1 else p * c) if total is None else torch.add(total, p, alpha=c)
-    return torch.zeros_like(x) if total is None else total
+    return add_up(terms(c_x, c_p[: len(history)]), x, c_p, history)
+
+
+def add_up(total: Sum, x: Tensor, c_p: Any, history: Sequence[Tensor]) -> Tensor:
+    """Return a sum of states, in the memory of its first term where that is a product."""
+    if not total:
+        return torch.zeros_like(x)
+    states, (c, j) = (x, *history), total[0]
+    y, own = (states[j], False) if c is None else (states[j] * c, True)
+    for c, j in total[1:]:
+        try:
+            y, own = y.add_(states[j], alpha=c or 1) if own else torch.add(y, states[j], alpha=c or 1), True
+        except RuntimeError:  # under torch.func, a term may have a batch or a derivative that y has no place for
+            y = torch.add(y, states[j], alpha=c or 1)
+    return y
 
 
 def _full(x: Tensor, t: Sequence[float], dtype: Any, whole: bool) -> Tensor:
     times = torch.tensor(t, dtype=torch.int64 if whole else dtype, device=x.device)
-    return times[:, None].repeat(1, len(x))
+    return times.unsqueeze(1).expand(-1, len(x)).contiguous()  # in half the time of repeat
 
 
 def _noise(rng: Any, batch: int) -> AddNoise:
@@ -48,6 +59,25 @@ def _noise(rng: Any, batch: int) -> AddNoise:
     return add_noise
 
 
+def _caller() -> Call:
+    return _call_on_copies if torch.compiler.is_compiling() else _call
+
+
+def _call(model: Callable[[Tensor, Tensor], Any], x: Tensor, t: Tensor, names: str = MODEL) -> Any:
+    try:
+        changes = x._version + t._version
+    except RuntimeError:  # made in inference mode
+        return _call_on_copies(model, x, t)
+    m = model(x, t)
+    if changes != x._version + t._version:
+        raise changed(names)
+    return m
+
+
+def _call_on_copies(model: Callable[[Tensor, Tensor], Any], x: Tensor, t: Tensor, names: str = MODEL) -> Any:
+    return model(x.clone(), t.clone())
+
+
 def _like(values: Any, x: Tensor) -> Tensor:
     return torch.from_numpy(np.array(values, order="C")).to(x)
 
@@ -61,7 +91,10 @@ BACKEND = Backend(
     to_host=lambda x: np.asarray(x.detach().cpu().double()),
     like=_like,
     combine=combine,
+    prepared=lambda plan, dtype: (with_sums(plan.rows, float), add_up),
+    caller=_caller,
     noise=_noise,
+    copy=Tensor.clone,
     copied=lambda p, m, always: p.clone() if always or p is m else p,
     no_grad=torch.no_grad,
 )

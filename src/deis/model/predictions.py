@@ -14,7 +14,7 @@ import numpy as np
 from ..arguments import check_state, function, number, one_of
 from ..backends import backend_of
 from ..backends.record import Backend
-from ..foreign import call_unchanged, is_compiling
+from ..foreign import is_compiling
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
 
@@ -37,6 +37,8 @@ _OUTPUTS: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
 }
 
 
+SAME = (0.0, 1.0)
+"""The factors of `conversions` where the output is the prediction; it is this very tuple there."""
 _CHECKED: dict[int, weakref.ref[Any]] = {}
 """The models that `check_model` has seen, by their id."""
 
@@ -103,7 +105,8 @@ def _conversions(plan: Plan, predicts: str, thresholds: bool) -> tuple[tuple[flo
     rows: list[tuple[float, ...]] = []
     for row in plan.rows:
         try:
-            rows.append(factors(predicts, plan.form, row, thresholds))
+            found = factors(predicts, plan.form, row, thresholds)
+            rows.append(SAME if found == SAME else found)
         except ZeroDivisionError:
             if row.calls:
                 raise ValueError(
@@ -141,8 +144,8 @@ def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> An
 
 
 def call_model(model: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
-    """Call a model, and see that it leaves x and t as they are; see `deis.foreign.call_unchanged`."""
-    return call_unchanged(model, "the x or t of model(x, t)", x, t)
+    """Call a model, and see that it leaves x and t as they are; see `caller` of `deis.backends.record.Backend`."""
+    return backend_of(x).caller()(model, x, t)
 
 
 def prediction(backend: Backend, m: Any, x: Any, factors: Sequence[Any], threshold: Callable[[Any], Any] | None) -> Any:
@@ -150,7 +153,8 @@ def prediction(backend: Backend, m: Any, x: Any, factors: Sequence[Any], thresho
 
     m may lie in a buffer that the model writes again, and so may what a threshold returns.
     """
-    return backend.copied(convert(backend.cast(m, x.dtype), x, factors, threshold), m, threshold is not None)
+    p = convert(backend.cast(m, x.dtype), x, factors, threshold)
+    return backend.copied(backend.cast(p, x.dtype), m, threshold is not None)
 
 
 @dataclass(frozen=True)
@@ -175,8 +179,19 @@ class Predictor:
 
     def output(self, x: Any, t: Any, level: Any) -> Any:
         """Return the network's output at the state x, the times t of shape (batch,) and their noise level."""
-        x_in = self.backend.cast(x, self.dtype)
-        return checked_output("model(x, t)", evaluate(self.model, x_in, t, level), x_in, level)
+        return self.outputs()(x, t, level)
+
+    def outputs(self) -> Callable[[Any, Any, Any], Any]:
+        """Return `output` as a loop wants it: what every call needs is looked up once."""
+        model, at, dtype = self.model, getattr(self.model, "at", None), self.dtype
+        call, cast = self.backend.caller(), self.backend.cast
+
+        def output(x: Any, t: Any, level: Any) -> Any:
+            x_in = x if x.dtype is dtype else cast(x, dtype)
+            m = call(model if at is None else lambda x, t: at(x, t, level), x_in, t)
+            return m if type(m) is type(x_in) and m.shape == x_in.shape else checked_output("model(x, t)", m, x_in, level)
+
+        return output
 
     def prediction(self, m: Any, x: Any, factors: Any) -> Any:
         """Return p of an output m at the state x; for the factors see `conversions`."""

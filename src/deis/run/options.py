@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..foreign import call_unchanged
+from ..backends import backend_of
 from ..plan import Plan
 
 
@@ -42,8 +42,8 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
         if options.trajectory:
             keep.append(x)
         if options.callback is not None:
-            told = options.callback
-            call_unchanged(lambda x: told(step, float(plan.ts[step + 1]), x), "the x of callback(i, t, x)", x)
+            told = options.callback  # it is called as a model is, on x alone
+            backend_of(x).caller()(lambda x, _: told(step, float(plan.ts[step + 1]), x), x, x, "x of callback(i, t, x)")
         if options.progress:
             bar = progress_bar(plan.method or "plan", "step", plan.num_step) if step == 0 else bar
             bar.update()

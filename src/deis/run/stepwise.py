@@ -37,6 +37,7 @@ class Stepwise:
             raise ValueError(f"the plan {plan.method!r} begins without an evaluation, and this loop with one; use deis.sample")
         self.plan, self.threshold = plan, threshold
         self.factors = conversions(plan, predicts, threshold is not None)
+        self.rows, self.combine = plan.once(BACKEND.prepared, torch.float32)
         self.row = 0
         self.history: tuple[Tensor, ...] = ()
         self.base: Tensor | None = None
@@ -55,12 +56,12 @@ class Stepwise:
         p = prediction(BACKEND, m, x, self.factors[self.row], self.threshold)
         while True:
             history = (p, *self.history)
-            base, x = advance(self.plan.rows[self.row], base, history, BACKEND.combine, add_noise)
+            base, x = advance(self.rows[self.row], base, history, self.combine, add_noise)
             self.history = history[: self.plan.window - 1]
             self.row += 1
-            if self.row == len(self.plan.rows) or self.plan.rows[self.row].calls:
+            if self.row == len(self.rows) or self.rows[self.row].calls:
                 break
-            p = guessed(self.plan.rows[self.row], x, BACKEND.combine)
+            p = guessed(self.rows[self.row], x, self.combine)
         self.base, self.x = base, x
         return self._send(x.to(sample.dtype))
 
