@@ -15,7 +15,7 @@ STOREYS = [
     {"arguments", "machine"},
     {"backends", "files"},
     {"alphas", "sde"},
-    {"grids", "plan_file", "plan_text", "quadrature"},
+    {"grids", "groups", "plan_file", "plan_text", "quadrature"},
     {"plan"},
     {"methods"},
     {"model"},

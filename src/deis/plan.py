@@ -16,6 +16,7 @@ from .arrays import AnyArray, Array, Flags, Indices
 from .backends.numpy import combine
 from .files import digest, replacing
 from .foreign import is_compiling
+from .groups import group_rows
 from .machine import Row, run_rows
 from .plan_file import FLAGS, TABLES, document_of, read_content, read_document
 from .plan_text import describe
@@ -136,6 +137,16 @@ class Plan:
         return int(self.calls.sum())
 
     @cached_property
+    def groups(self) -> tuple[range, ...]:
+        """The rows, in groups that `deis.sample(..., parallel=True)` evaluates side by side, in one call; see `deis.groups`."""
+        return group_rows(self.rows)
+
+    @cached_property
+    def depth(self) -> int:
+        """The number of evaluations one after the other, where those that do not wait for each other are made in one call."""
+        return sum(any(self.rows[i].calls for i in group) for group in self.groups)
+
+    @cached_property
     def stochastic(self) -> bool:
         """Whether the plan adds noise, so that `deis.sample` needs an `rng`."""
         return bool((self.keep_z != 0).any())
@@ -192,7 +203,10 @@ class Plan:
             return all(np.allclose(found, own, tolerance, 1e-3 * tolerance) for found, own in levels)
 
     def __repr__(self) -> str:
-        title = f"Plan {self.method or 'of unknown method'}: {self.nfe} evaluations in {self.num_step} steps, {self.form} form"
+        calls = f" in {self.depth} calls" if self.depth < self.nfe else ""
+        title = (
+            f"Plan {self.method or 'of unknown method'}: {self.nfe} evaluations{calls} in {self.num_step} steps, {self.form} form"
+        )
         about = ", ".join(text for text in (self.schedule, self.grid, self.fitted and f"fitted to {self.fitted}") if text)
         return describe(self.rows, self.t[-1].item(), title, about)
 
