@@ -103,3 +103,33 @@ def advance(
             raise ValueError(f"the row at t={row.t!r} adds noise, keep_z={row.keep_z!r}, and add_noise is missing; give it")
         base = add_noise(row.keep_z, base)
     return base, base if row.next_x is None else combine(row.next_x, base, row.next_p, history)
+
+
+def advance_group(
+    rows: Sequence[Row],
+    predict: Callable[[list[int], list[State]], Sequence[State]],
+    base: State,
+    x: State,
+    history: tuple[State, ...],
+    combine: Combine[State],
+    unknown: State,
+    add_noise: AddNoise[State] | None = None,
+) -> tuple[State, list[State], tuple[State, ...]]:
+    """Return base, the state after each row, and the history, after rows whose states wait for no evaluation among them.
+
+    `predict(calls, states)` returns the predictions of the rows that call, all at once. Their states are found by a run ahead, in
+    which `unknown`, any state, stands for these predictions: they have the weight 0 there. A row that adds noise is the last.
+    """
+    calls, states, ahead, known = [k for k, row in enumerate(rows) if row.calls], [x], base, history
+    for row in rows[:-1]:
+        known = (unknown if row.calls else guessed(row, states[-1], combine), *known)
+        ahead, after = advance(row._replace(keep_z=None), ahead, known, combine)
+        states.append(after)
+    predictions = dict(zip(calls, predict(calls, [states[k] for k in calls]) if calls else (), strict=True))
+    states = [x]
+    for k, row in enumerate(rows):
+        history = (predictions[k] if row.calls else guessed(row, states[-1], combine), *history)
+        base, x = advance(row, base, history, combine, add_noise)
+        history = history[: len(row.keep_p) - 1]
+        states.append(x)
+    return base, states[1:], history

@@ -12,10 +12,10 @@ import numpy as np
 from ..arguments import flag, function, number, shown
 from ..backends import backend_of
 from ..foreign import is_jax, is_torch
-from .predictions import Level, call_model, checked_output, evaluate
+from .predictions import Level, Levels, call_model, checked_output, evaluate
 
 Model = Callable[[Any, Any], Any]
-Both = Callable[[Any, Any, Level | None], tuple[Any, Any]]
+Both = Callable[[Any, Any, Level | Levels | None], tuple[Any, Any]]
 """(x, t, level) -> the strong and the weak prediction; without a level at times that the device alone knows."""
 EVERYWHERE = (-math.inf, math.inf)
 
@@ -42,12 +42,15 @@ class Mixture:
 
     def __call__(self, x: Any, t: Any) -> Any:
         """Evaluate at times known to the device alone: both predictions are made, and the interval masks their difference."""
-        strong, weak = self.both(x, t, None)
-        inside = (t >= self.interval[0]) & (t <= self.interval[1])
-        return backend_of(x).xp.where(inside.reshape(-1, *(1,) * (x.ndim - 1)), self._mix(strong, weak), strong)
+        return self._masked(x, t, t.reshape(-1, *(1,) * (x.ndim - 1)), None)
 
-    def at(self, x: Any, t: Any, level: Level) -> Any:
-        """Evaluate at a level known in numbers: outside the interval the weak prediction is not made."""
+    def _masked(self, x: Any, t: Any, time: Any, level: Levels | None) -> Any:
+        strong, weak = self.both(x, t, level)
+        inside = (time >= self.interval[0]) & (time <= self.interval[1])
+        return backend_of(x).xp.where(inside, self._mix(strong, weak), strong)
+
+    def at(self, x: Any, t: Any, level: Level | Levels) -> Any:
+        """Evaluate at a level known in numbers: outside the interval the weak prediction is not made; at several, as `__call__`."""
 
         def inside(x: Any, t: Any) -> Any:
             return self._mix(*self.both(x, t, level))
@@ -58,6 +61,8 @@ class Mixture:
         low, high = self.interval
         if self.interval == EVERYWHERE:
             return inside(x, t)
+        if isinstance(level, Levels):
+            return self._masked(x, t, level.t, level)
         if is_jax(level.t):
             from jax import lax
 
@@ -78,7 +83,7 @@ class Mixture:
 def two_calls(strong: Model, weak: Model) -> Both:
     """Return what makes the predictions of two models."""
 
-    def both(x: Any, t: Any, level: Level | None) -> tuple[Any, Any]:
+    def both(x: Any, t: Any, level: Level | Levels | None) -> tuple[Any, Any]:
         return (
             checked_output("strong(x, t)", _evaluate(strong, x, t, level), x),
             checked_output("weak(x, t)", _evaluate(weak, x, t, level), x),
@@ -87,7 +92,7 @@ def two_calls(strong: Model, weak: Model) -> Both:
     return both
 
 
-def _evaluate(model: Model, x: Any, t: Any, level: Level | None) -> Any:
+def _evaluate(model: Model, x: Any, t: Any, level: Level | Levels | None) -> Any:
     return call_model(model, x, t) if level is None else evaluate(model, x, t, level)
 
 
@@ -125,48 +130,76 @@ def classifier_free(
             f"weight={weight!r} asks for guidance and null is None: give what the network takes for no condition, or weight=1"
         )
 
-    def strong(x: Any, t: Any) -> Any:
-        return net(x, t, condition)
-
-    in_one_call = batched and weight != 1
-    both = _one_call(net, condition, null) if in_one_call else two_calls(strong, lambda x, t: net(x, t, null))
+    strong, weak = (_Conditioned(net, c, batched) for c in (condition, null))
+    both = _one_call(net, condition, null) if batched and weight != 1 else two_calls(strong, weak)
     mixture = Mixture(strong, both, weight, rescale, interval)
     return strong if weight == 1 else mixture
 
 
+@dataclass(frozen=True)
+class _Conditioned:
+    """net(x, t, condition) as a model, which repeats the condition for copies of its batch."""
+
+    net: Callable[[Any, Any, Any], Any]
+    condition: Any
+    batched: bool
+
+    def __call__(self, x: Any, t: Any) -> Any:
+        return self.net(x, t, self.condition)
+
+    def at(self, x: Any, t: Any, level: Level | Levels) -> Any:
+        if not isinstance(level, Levels):
+            return self.net(x, t, self.condition)
+        if not self.batched:
+            raise ValueError(
+                "condition is not batched, and cannot be repeated for parallel=True; give batched=True, or leave it out"
+            )
+        return self.net(x, t, _repeated(level.copies, _lifted("condition", self.condition)))
+
+
+def _repeated(copies: int, *conditions: Any) -> Any:
+    """Return conditions one after the other, each for copies of its batch."""
+    return backend_of(conditions[0]).xp.concatenate([c for c in conditions for _ in range(copies)])
+
+
 def _one_call(net: Callable[[Any, Any, Any], Any], condition: Any, null: Any) -> Both:
     """Return what makes the predictions with the condition and without it in one call, on a batch of twice the size."""
-    together = _joined(condition, null)
+    pair = _paired(condition, null)
+    together = _repeated(1, *pair)
 
-    def both(x: Any, t: Any, level: Level | None) -> tuple[Any, Any]:
-        if len(together) != 2 * len(x):
-            raise ValueError(f"condition must have one entry a sample: there are {len(together) // 2} for {len(x)} samples")
+    def both(x: Any, t: Any, level: Level | Levels | None) -> tuple[Any, Any]:
+        copies = level.copies if isinstance(level, Levels) else 1
+        if copies * len(pair[0]) != len(x):
+            raise ValueError(f"condition must have one entry a sample: there are {len(pair[0])} for {len(x) // copies} samples")
         xp = backend_of(x).xp
         x_twice = xp.concatenate([x, x])
-        m = checked_output("net(x, t, condition)", net(x_twice, xp.concatenate([t, t]), together), x_twice)
+        conditions = together if copies == 1 else _repeated(copies, *pair)
+        m = checked_output("net(x, t, condition)", net(x_twice, xp.concatenate([t, t]), conditions), x_twice)
         return m[: len(x)], m[len(x) :]
 
     return both
 
 
-def _joined(condition: Any, null: Any) -> Any:
-    """Return the condition and its absence one after the other."""
-    pair = [c if is_torch(c) or is_jax(c) else _as_array(name, c) for name, c in (("condition", condition), ("null", null))]
+def _paired(condition: Any, null: Any) -> tuple[Any, Any]:
+    """Return the condition and its absence as arrays that go together."""
+    pair = _lifted("condition", condition), _lifted("null", null)
     shapes = [tuple(c.shape) for c in pair]
     if shapes[0] != shapes[1] or not shapes[0]:
         raise ValueError(
             f"null must have the shape of condition, {shapes[0]}, to be batched with it, and has {shapes[1]}; "
             "repeat it for each sample, or give batched=False"
         )
-    xp = backend_of(pair[0]).xp
-    if xp is not backend_of(pair[1]).xp:
+    if backend_of(pair[0]) is not backend_of(pair[1]):
         raise TypeError(
             f"condition and null must be arrays of one framework, and are a {type(pair[0]).__name__} and a {type(pair[1]).__name__}"
         )
-    return xp.concatenate(pair)
+    return pair
 
 
-def _as_array(argument: str, value: Any) -> Any:
+def _lifted(argument: str, value: Any) -> Any:
+    """Return an array, which a list may be made."""
+    if is_torch(value) or is_jax(value):
+        return value
     try:
         found = np.asarray(value)
     except ValueError:  # rows of different lengths

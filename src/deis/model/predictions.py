@@ -27,6 +27,19 @@ class Level(NamedTuple):
     sigma: Any
 
 
+class Levels(NamedTuple):
+    """The noise levels of several evaluations in one call, on copies of a batch one after the other.
+
+    t, alpha and sigma are arrays of shape (copies * batch, 1, ...), of the framework of x. A model that tells itself, by a method
+    `at`, is given these in place of a `Level`.
+    """
+
+    t: Any
+    alpha: Any
+    sigma: Any
+    copies: int
+
+
 # predicts -> (k, a, b) of k m = a x_0 + b eps, at (alpha, sigma)
 _OUTPUTS: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
     "eps": lambda alpha, sigma: (1.0, 0.0, 1.0),
@@ -179,9 +192,9 @@ class Predictor:
 
     def output(self, x: Any, t: Any, level: Any) -> Any:
         """Return the network's output at the state x, the times t of shape (batch,) and their noise level."""
-        return self.outputs()(x, t, level)
+        return self.evaluator()(x, t, level)
 
-    def outputs(self) -> Callable[[Any, Any, Any], Any]:
+    def evaluator(self) -> Callable[[Any, Any, Any], Any]:
         """Return `output` as a loop wants it: what every call needs is looked up once."""
         model, at, dtype = self.model, getattr(self.model, "at", None), self.dtype
         call, cast = self.backend.caller(), self.backend.cast
@@ -192,6 +205,19 @@ class Predictor:
             return m if type(m) is type(x_in) and m.shape == x_in.shape else checked_output("model(x, t)", m, x_in, level)
 
         return output
+
+    def outputs(self, states: list[Any], times: Any, levels: Sequence[Any], rows: Sequence[Any]) -> list[Any]:
+        """Return the network's outputs at the states of rows, in one call on a batch of them all.
+
+        `times` are what the network is told, and `levels` are t, alpha and sigma; each of shape (rows, batch).
+        """
+        if len(states) == 1:
+            return [self.output(states[0], times[0], rows[0])]
+        batch, shape = len(states[0]), (-1, *(1,) * (states[0].ndim - 1))
+        t, alpha, sigma = (values.reshape(shape) for values in levels)
+        level = Levels(t, alpha, sigma, len(states))
+        m = self.output(self.backend.xp.concatenate(states), times.reshape(-1), level)
+        return [m[k * batch : (k + 1) * batch] for k in range(len(states))]
 
     def prediction(self, m: Any, x: Any, factors: Any) -> Any:
         """Return p of an output m at the state x; for the factors see `conversions`."""

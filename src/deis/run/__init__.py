@@ -57,6 +57,7 @@ def sample(
     progress: bool = False,
     check_finite: bool = False,
     grad: bool = False,
+    parallel: bool = False,
 ) -> Any:
     """Run a plan: turn noise into samples.
 
@@ -85,6 +86,11 @@ def sample(
         Raise where the model returns NaN or infinity, at the price of waiting for the device in every step.
     grad : bool
         Torch only: record gradients; without it the loop runs under `torch.no_grad()`. JAX and its `grad` need nothing.
+    parallel : bool
+        Make the evaluations that do not wait for each other in one call: `plan.depth` calls in place of `plan.nfe`, those of k
+        evaluations on k times the batch, one copy of it after the other, with a time for each sample. The samples are the same, to
+        rounding, of a model that treats samples independently. The conditions of `deis.classifier_free` and
+        `Pretrained.conditional` are repeated; a function that holds labels itself must take as many samples.
 
     Returns
     -------
@@ -106,8 +112,9 @@ def sample(
     check_model("model", model)
     if callback is not None:
         function("callback", callback, "i", "t", "x")
-    if not (trajectory is progress is check_finite is grad is False):  # as they are by default
-        for argument, value in {"trajectory": trajectory, "progress": progress, "check_finite": check_finite, "grad": grad}.items():
+    if not (trajectory is progress is check_finite is grad is parallel is False):  # as they are by default
+        flags = {"trajectory": trajectory, "progress": progress, "check_finite": check_finite, "grad": grad, "parallel": parallel}
+        for argument, value in flags.items():
             flag(argument, value)
     model, predicts, threshold = _told(model, plan, predicts)
     factors = conversions(plan, predicts, threshold is not None)
@@ -118,7 +125,7 @@ def sample(
         )
 
     predictor = Predictor(model, backend_of(x_T), x_T.dtype, threshold)
-    options = Options(factors, rng, trajectory, callback, progress, check_finite, grad)
+    options = Options(factors, rng, trajectory, callback, progress, check_finite, grad, parallel and plan.depth < plan.nfe)
     if is_jax(x_T):
         from .jax import run_jax
 

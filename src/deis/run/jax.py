@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..machine import Row, advance, guessed
+from ..backends.record import AddNoise
+from ..machine import Row, advance, advance_group, guessed
 from ..model.predictions import Level, Predictor
 from ..plan import Plan
 from .options import Options, not_finite, observer
@@ -39,7 +41,10 @@ def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> A
 
     x = x_T.astype(dtype)
     start = (x, x, (jnp.zeros_like(x),) * (plan.window - 1))
-    (x_0, _, _), out = lax.scan(step, start, _scanned(plan, options, dtype))
+    if options.parallel:
+        (x_0, _, _), out = _scan_groups(plan, predictor, options, start, relay, add_noise)
+    else:
+        (x_0, _, _), out = lax.scan(step, start, _scanned(plan, options, dtype))
     if relay is not None:
         relay.finish(x_0)
     if options.check_finite:
@@ -47,6 +52,62 @@ def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> A
     if options.trajectory:
         x_0 = jnp.concatenate([x[None], out["x"][np.flatnonzero(plan.accepts)]])
     return x_0.astype(x_T.dtype)
+
+
+Carry = tuple[Array, Array, tuple[Array, ...]]
+"""x, base and the history."""
+
+
+def _scan_groups(
+    plan: Plan, predictor: Predictor, options: Options, carry: Carry, relay: _Relay | None, add_noise: AddNoise | None
+) -> tuple[Carry, dict[str, Array]]:
+    """Run a plan group by group, each in one call: one scan for each stretch of groups that call alike."""
+    scanned, outs = _scanned(plan, options, carry[0].dtype), []
+    for calls, stretch in groupby(plan.groups, lambda group: tuple(plan.calls[group.start : group.stop].tolist())):
+        groups = list(stretch)
+        rows = slice(groups[0].start, groups[-1].stop)
+        parts = jax.tree.map(partial(_parted, rows, len(calls)), scanned)
+        carry, out = lax.scan(partial(_group, predictor, options, calls, relay, add_noise), carry, parts)
+        outs.append(jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), out))
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
+
+
+def _parted(rows: slice, size: int, v: Array) -> Array:
+    return v[rows].reshape(-1, size, *v.shape[1:])
+
+
+def _group(
+    predictor: Predictor,
+    options: Options,
+    calls: tuple[bool, ...],
+    relay: _Relay | None,
+    add_noise: AddNoise | None,
+    carry: Carry,
+    scanned: tuple[Array, Row, Array],
+) -> tuple[Carry, dict[str, Array]]:
+    """Advance by a group of rows."""
+    (x, base, history), (i, columns, factors) = carry, scanned
+    rows = [Row(*(None if v is None else v[k] for v in columns))._replace(calls=called) for k, called in enumerate(calls)]
+    finite = [jnp.array(True)] * len(rows)
+
+    def predict(numbers: list[int], states: list[Array]) -> list[Array]:
+        called = [rows[k] for k in numbers]
+        t, alpha, sigma = (
+            jnp.stack([jnp.full(len(x), v) for v in values]) for values in zip(*(row[:3] for row in called), strict=True)
+        )
+        outputs = predictor.outputs(states, t, (t.astype(x.dtype), alpha, sigma), called)
+        for k, m in zip(numbers, outputs, strict=True):
+            finite[k] = jnp.isfinite(m).all()
+        return [predictor.prediction(m, state, factors[k]) for k, m, state in zip(numbers, outputs, states, strict=True)]
+
+    noise = add_noise and partial(add_noise, i=i[-1])  # only the last row adds some
+    unknown = jnp.zeros_like(x)
+    base, after, history = advance_group(rows, predict, base, x, history, predictor.backend.combine, unknown, noise)
+    if relay is not None:
+        for k, state in enumerate(after):
+            jax.debug.callback(relay, i[k], state, ordered=True)
+    kept = {"finite": jnp.stack(finite)} if options.check_finite else {}
+    return (after[-1], base, history), kept | ({"x": jnp.stack(after)} if options.trajectory else {})
 
 
 def _predict(plan: Plan, predictor: Predictor, options: Options) -> Callable[[Array, Row, Array], tuple[Array, Array]]:

@@ -24,6 +24,7 @@ class Options:
     progress: bool
     check_finite: bool
     grad: bool
+    parallel: bool = False
 
 
 def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
