@@ -23,6 +23,7 @@ EXAMPLES = {
     "rhoab<q>": ["rhoab0", "rhoab1", "rhoab2", "rhoab3", "rhoab4"],
     "lms<q>": ["lms1", "lms4"],
     "ipndm<q>": ["ipndm1", "ipndm2", "ipndm3", "ipndm4"],
+    "parallel<q>": ["parallel1"],
     "ipndm_v<q>": ["ipndm_v1", "ipndm_v2", "ipndm_v3", "ipndm_v4"],
     "deis_abm<q>": ["deis_abm0", "deis_abm1"],
     "unipc<q>": ["unipc1", "unipc2", "unipc3"],

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .methods import get_method, make_plan
     from .methods.adams import adams
     from .methods.exponential import EXPONENTIAL_TABLEAUX, ExponentialTableau, exponential_rk
+    from .methods.parallel import parallel_adams
     from .methods.runge_kutta import TABLEAUX, ButcherTableau, rho_rk
     from .model.guidance import classifier_guided, guided
     from .model.load import load_model
@@ -31,7 +32,7 @@ __all__ = [
     "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan", "dynamic_threshold",
     "edm_preconditioned",
     "exponential_rk", "get_method", "guided", "load_model", "load_plan",
-    "make_grid", "make_plan", "make_teacher", "measure_norm", "rho_rk", "sample", "static_threshold",
+    "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
 
 _HOME = {
@@ -43,6 +44,7 @@ _HOME = {
         "methods": "get_method make_plan",
         "methods.adams": "adams",
         "methods.exponential": "EXPONENTIAL_TABLEAUX ExponentialTableau exponential_rk",
+        "methods.parallel": "parallel_adams",
         "methods.runge_kutta": "TABLEAUX ButcherTableau rho_rk",
         "model.guidance": "classifier_guided guided",
         "model.load": "load_model",

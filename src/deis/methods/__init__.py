@@ -13,7 +13,7 @@ from ..arrays import Array
 from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
-from .layout import Builder, StagedBuilder
+from .layout import Builder, StagedBuilder, gaussian_guess
 from .noise import check_steps
 from .registry import KNOWN, find, get_method
 
@@ -133,9 +133,6 @@ def _analytical_first_step(plan: Plan, c: float) -> Plan:
     if plan.nfe == 1:
         raise ValueError(f"afs={c!r} would save the only evaluation of {plan.method!r} in {plan.num_step} steps; take more steps")
     i = int(np.argmax(plan.calls))
-    alpha, sigma = plan.alpha[i], plan.sigma[i]
     calls, guess = plan.calls.copy(), plan.guess.copy()
-    calls[i] = False
-    with np.errstate(over="ignore"):  # the limits of a great and of a small c are right
-        guess[i] = sigma / (np.square(alpha * c) + sigma**2) if plan.form == "eps" else alpha / (alpha**2 + np.square(sigma / c))
+    calls[i], guess[i] = False, gaussian_guess(plan.form, plan.alpha[i], plan.sigma[i], c)
     return replace(plan, calls=calls, guess=guess, method=plan.method + ANALYTICAL)

@@ -38,6 +38,12 @@ def laid_out(sde: Schedule, t: Array, columns: Mapping[str, Any], *, form: Form,
     return Plan(t=t, alpha=sde.alpha(t), sigma=sde.sigma(t), **columns, discrete=discrete, **texts)
 
 
+def gaussian_guess(form: Form, alpha: float, sigma: float, c: float) -> float:
+    """Return the factor of x in the prediction for Gaussian data of mean 0 and deviation c."""
+    with np.errstate(over="ignore"):  # the limits of a great and of a small c are right
+        return float(sigma / (np.square(alpha * c) + sigma**2) if form == "eps" else alpha / (alpha**2 + np.square(sigma / c)))
+
+
 def multistep_plan(
     sde: Schedule,
     ts: Array,

@@ -17,6 +17,7 @@ from .exponential import EXPONENTIAL_TABLEAUX, dpm_fast, dpm_singlestep, exponen
 from .heunpp import HeunPP2
 from .ipndm import gradient_estimation, ipndm, ipndm_v
 from .layout import Builder
+from .parallel import parallel_adams
 from .published import GridStages, dpm_multistep, unipc
 from .runge_kutta import TABLEAUX, rho_rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
@@ -121,6 +122,10 @@ def _unipc(order: int, **options: Any) -> Builder:
     if order < 1:
         raise ValueError(f"method='unipc{order}' is unknown: unipc has the orders 1, 2, ...")
     return adams("data", "log_rho", order - 1, order, name=f"unipc{order}", **options)
+
+
+def _parallel(q: int, **options: Any) -> Builder:
+    return parallel_adams(order=q, **{"name": f"parallel{q}"} | options)
 
 
 def _named(name: str, *arguments: Any) -> Callable[..., Builder]:
@@ -259,6 +264,11 @@ REGISTRY = (
     Entry(
         "exp_heun_2_x0_sde", partial(seeds_2, r=1.0, solver="phi_2"),
         "data", "log_rho", 2, "2, 1 to sigma = 0", "`seeds_2` of r = 1; `eta=`", weak=True,
+    ),
+    Entry(
+        "parallel<q>", _parallel,
+        "data", "vp_t", _plus(1), "2 in one call, 1 in the last", "Miranker & Liniger 1967, exponential; see depth below",
+        ("vp_t", 2.0),
     ),
     Entry("er_sde", er_sde, "data", "rho", 2, "1", "ER-SDE-Solver, arXiv 2309.06169; `stages=`, `scaler=`", weak=True),
     Entry("gradient_estimation", gradient_estimation, "eps*", "none", 1, "1", "arXiv 2306.04848; `gamma=`, of order 2 at 3/2"),
