@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 import deis
 from deis.backends.numpy import combine
+from deis.calibration.network import Student
+from deis.calibration.regression import fit_rows
+from deis.calibration.table import Table, free
 from deis.groups import group_rows
 from deis.machine import Row, run_rows
 from deis.methods.clocks import CLOCKS
@@ -443,3 +446,47 @@ def test_at_as_many_calls_it_is_nearer_than_auto() -> None:
 def test_bad_arguments_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         deis.parallel_adams(**options)
+
+
+# --- calibration ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_that_are_not_free_are_those_of_the_same_group() -> None:
+    found = free(PLAN)
+    n = len(PLAN.rows)
+    lower = np.tri(n, dtype=bool)
+    held = {(i, j) for i, j in np.argwhere(lower & ~found).tolist()}
+    # Row 0 and its guess 1 are beside row 2; rows 3, 5 and 7 have the next beside them.
+    assert held == {(0, 0), (1, 1), (3, 0), (5, 0), (7, 0)}
+    assert (Table.of(PLAN).c[~found] == 0).all()
+    assert free(deis.make_plan(SDE, "unipc2", 4)).sum() == 10
+
+
+def two_modes_in_torch(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    alpha, sigma = (torch.from_numpy(f(t.detach().numpy()))[:, None] for f in (SDE.alpha, SDE.sigma))
+    variance = (0.5 * alpha) ** 2 + sigma**2
+    return sigma * (x - alpha * torch.tanh(alpha * x / variance)) / variance
+
+
+def test_least_squares_leave_the_others_at_zero() -> None:
+    denoiser, plan = deis.Denoiser(two_modes_in_torch, SDE), deis.make_plan(SDE, "parallel2", 3)
+    teacher = deis.make_teacher(denoiser, torch.from_numpy(np.random.default_rng(0).standard_normal((40, 12))), steps=64)
+    start = Table.of(plan)
+    table, _ = fit_rows(Student(teacher.network, plan), start, teacher, 30, len(plan.rows))
+    assert (table.c[~free(plan)] == 0).all()
+    assert (table.c != start.c).any(axis=1)[1:].all()
+    assert table.plan(plan, SDE, "a model").depth == plan.depth
+
+
+@pytest.mark.filterwarnings("ignore:.* is off by:UserWarning", "ignore:The given NumPy array is not writable:UserWarning")
+@pytest.mark.parametrize("stage", ["gauss_newton", "gradient"])
+def test_calibration_keeps_the_depth(stage: str) -> None:
+    denoiser = deis.Denoiser(two_modes_in_torch, SDE)
+    x_T = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 12)))
+    plan = deis.make_plan(SDE, "parallel2", 3)
+    fitted = deis.calibrate(plan, denoiser, x_T, stages=(stage,), teacher=64, iterations=4, steps=30)
+    assert fitted.fitted
+    assert (fitted.nfe, fitted.depth) == (plan.nfe, plan.depth) == (5, 3)
+    record = fitted.provenance["stages"][-1]
+    assert record["after"] < 0.9 * record["before"]
+    torch.testing.assert_close(deis.sample(fitted, denoiser, x_T, parallel=True), deis.sample(fitted, denoiser, x_T))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import Array, Indices
+from ..arrays import Array, Flags, Indices
 from ..backends.numpy import combine
 from ..machine import advance
 from .network import Student, rmse, size
@@ -102,7 +102,7 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float, 
         history = (p, *history)
         after = advance(row, x, history, combine)[1]
         sizes[i, : i + 2] = [size(v) / size(after) for v in (x, *history)]
-        for theta in _basis(min(window, i + 1)):
+        for theta in _basis(student.free[i, : min(window, i + 1)]):
             push = combine(theta[0], x, theta[1:], history)
             scale = h * size(after) / max(size(push), np.finfo(float).tiny)
             directions.append(Direction(i, 0.0, scale * theta))
@@ -112,11 +112,12 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float, 
     return _Linear(directions, jacobian, x, sizes)
 
 
-def _basis(width: int) -> list[Array]:
-    """Return x_i, p_i, p_i - p_{i-1}, p_{i-1} - p_{i-2}, ... as coefficients."""
-    basis = np.eye(width + 1)
-    for j in range(2, width + 1):
-        basis[j, j - 1], basis[j, j] = 1.0, -1.0
+def _basis(free: Flags) -> list[Array]:
+    """Return x_i, p_i, p_i - p_{i-1}, p_{i-1} - p_{i-2}, ... as coefficients; of the predictions that are free."""
+    (nodes,) = np.nonzero(np.append(True, free))
+    basis = np.eye(len(free) + 1)[nodes]
+    for j in range(2, len(nodes)):
+        basis[j, nodes[j - 1]], basis[j, nodes[j]] = 1.0, -1.0
     return list(basis)
 
 

@@ -93,14 +93,14 @@ class _Parameters:
         for i, row in enumerate(table.rows):
             history = (student.predict(i, x, table.t[i]), *history)
             basis[i, 0, 0] = 1.0
-            used = min(window, i + 1)
-            for j in range(used):
-                differs = 0 < j < used - 1
-                push = history[j] - history[j + 1] if differs else history[j]
+            nodes = np.flatnonzero(student.free[i, : min(window, i + 1)]).tolist()
+            for k, j in enumerate(nodes):
+                differs = 0 < k < len(nodes) - 1
+                push = history[j] - history[nodes[k + 1]] if differs else history[j]
                 scale = np.sqrt(np.square(x).mean() / max(np.square(push).mean(), 1e-12))
                 basis[i, 1 + j, 1 + j] = scale
                 if differs:
-                    basis[i, 1 + j, 2 + j] = -scale
+                    basis[i, 1 + j, 1 + nodes[k + 1]] = -scale
             x = advance(row, x, history, combine)[1]
         falling = times and (np.diff(table.t) < 0).all() and student.plan.accepts.all() and not student.plan.discrete and n > 1
         return cls(table, basis, np.log(-np.diff(table.t)) if falling else np.zeros(0))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..arguments import check_state, function, shown, whole
-from ..arrays import Array
+from ..arrays import Array, Flags
 from ..backends import backend_of, to_numpy
 from ..backends.numpy import combine
 from ..foreign import is_jax
@@ -18,7 +19,7 @@ from ..model.predictions import Denoiser, Level, Predictor, factors, times
 from ..model.pretrained import Pretrained, without_labels
 from ..plan import Plan
 from ..sde import Schedule
-from .table import Table
+from .table import Table, free
 
 Model = Denoiser | Pretrained | Callable[[Any], Any]
 
@@ -137,6 +138,11 @@ class Student:
 
     network: Network
     plan: Plan
+
+    @cached_property
+    def free(self) -> Flags:
+        """The weights that may be fitted; see `deis.calibration.table.free`."""
+        return free(self.plan)
 
     def predict(self, i: int, x: Array, t: float, first: int = 0) -> Array:
         """Return the prediction of row i, which may be one that makes no call."""

@@ -68,8 +68,10 @@ def fit_rows(
         used = min(window, i + 1)
         if (c[i, used:] != 0).any():
             raise ValueError(f"window={window!r} is narrower than that of the plan, which uses {int(np.flatnonzero(c[i])[-1]) + 1}")
-        theta = _row(x, history[:used], teacher.state(prior.t[i + 1])[: len(x)], np.append(a[i], c[i, :used]), fit)
-        a[i], c[i, :used] = theta[0], theta[1:]
+        (nodes,) = np.nonzero(student.free[i, :used])
+        regressors = tuple(history[j] for j in nodes)
+        theta = _row(x, regressors, teacher.state(prior.t[i + 1])[: len(x)], np.append(a[i], c[i, nodes]), fit)
+        a[i], c[i, nodes] = theta[0], theta[1:]
         x = advance(row_of(theta), x, history, combine)[1]
     return replace(prior, a=a, c=c), x
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays import Array, Flags
+from ..groups import waits
 from ..machine import Row
 from ..plan import Plan
 from ..sde import Schedule
@@ -88,3 +89,16 @@ class Table:
 def row_of(theta: Any) -> Row:
     """Return the row of coefficients (a, c_0, ...) that keeps the state it makes; they may be traced."""
     return Row(None, None, None, theta[0], theta[1:], None, 1.0, (), None, True, True)
+
+
+def free(plan: Plan) -> Flags:
+    """Return which weights c_ij of a plan's recurrence may be fitted, shape (n, n), newest prediction first.
+
+    The others are 0 in the plan and stay so, or its depth would grow: those of predictions that are not there yet when row i + 1 is
+    evaluated beside them.
+    """
+    found, (_, predictions) = np.tri(len(plan.rows), dtype=bool), waits(plan.rows)
+    for group in plan.groups:
+        for i in group[:-1]:
+            found[i, : i + 1] = [predictions[i - j].isdisjoint(group) for j in range(i + 1)]
+    return found
