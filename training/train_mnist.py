@@ -1,4 +1,4 @@
-"""Train the class-conditional MNIST network that ships inside the package.
+"""Train the class-conditional MNIST network that will ship inside the package.
 
     python training/train_mnist.py --data mnist.npz --out src/deis/assets/mnist --steps 60000
 
