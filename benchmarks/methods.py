@@ -81,7 +81,7 @@ class Problem:
         return x_0
 
 
-def digits(num: int = 64, components: int = 30) -> Problem:
+def digits(num: int = 64, components: int = 30, sde: deis.Schedule | None = None) -> Problem:
     from sklearn.datasets import load_digits
     from sklearn.mixture import GaussianMixture
 
@@ -89,7 +89,7 @@ def digits(num: int = 64, components: int = 30) -> Problem:
     mixture = GaussianMixture(components, reg_covar=1e-3, random_state=0).fit(data)
     variance, basis = (torch.from_numpy(a) for a in np.linalg.eigh(mixture.covariances_))
     mean, log_weight = torch.from_numpy(mixture.means_), torch.from_numpy(np.log(mixture.weights_))
-    sde = deis.VPSDE.linear()
+    sde = deis.VPSDE.linear() if sde is None else sde
 
     def eps(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = float(sde.alpha(t[0].item())), float(sde.sigma(t[0].item()))
@@ -106,6 +106,20 @@ def mnist(num: int = 20) -> Problem:
     network = deis.load_model()
     x_T = torch.from_numpy(np.random.default_rng(3).standard_normal((num, *network.shape), dtype=np.float32))
     return Problem(network.sde, network.conditional(np.arange(num) % 10), x_T, 200, "t", {15: (10, 4 / 3), 20: (10, 4 / 3)})
+
+
+def flow(num: int = 20) -> Problem:
+    """Return the problem of the network inside as flow matching: its own noise levels, told by t = sigma / (alpha + sigma)."""
+    problem, sde = mnist(num), deis.FlowMatching()
+    network, vp = problem.model, problem.sde
+    assert isinstance(network, deis.Denoiser)
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        time = t[0].item()
+        log_rho = np.clip(sde.log_rho(np.float64(max(time, 1e-9))), *vp.log_rho(np.array([vp.t_end, vp.t_start])))
+        return network.predict(x / np.hypot(1 - time, time), float(vp.t_of_log_rho(log_rho)), "x0")
+
+    return Problem(sde, deis.Denoiser(eps, sde, "x0"), problem.noise, 200, "vp_t", problem.running)
 
 
 def anime64_network(checkpoint: Path) -> tuple[deis.Schedule, Callable[[Tensor, Tensor], Tensor]]:
