@@ -136,8 +136,9 @@ def train_step(net: UNet2DModel, ema: UNet2DModel, optimizer: torch.optim.Optimi
     loss = v_loss(net, images, labels, draw_times(len(images)), torch.randn(images.shape)).mean()
     net.zero_grad()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-    optimizer.step()
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    if norm.isfinite():  # a single overflow would make every weight nan
+        optimizer.step()
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - (1 - 1 / (step + 1)) ** (EMA_POWER + 1))
     return float(loss.detach())
@@ -166,7 +167,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60000)
     parser.add_argument("--decay", type=float, default=0.3, help="the share of the steps over which the rate goes to zero")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     return parser.parse_args()
 
 
@@ -191,7 +192,10 @@ def main() -> None:
         optimizer.param_groups[0]["lr"] = args.lr * share_of_rate(step, args.steps, args.decay)
         losses.append(train_step(net, ema, optimizer, batch_of(train, args.batch, step), step))
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
-            row = [step + 1, f"{np.mean(losses):.5f}", f"{test_loss(ema, test):.5f}"]
+            loss, of_average = np.nanmean(losses), test_loss(ema, test)
+            if not (np.isfinite(loss) and np.isfinite(of_average)):
+                raise SystemExit(f"the training left the finite at step {step + 1}; {args.state} holds the last good state: lower --lr")
+            row = [step + 1, f"{loss:.5f}", f"{of_average:.5f}"]
             with args.log.open("a", newline="") as file:
                 csv.writer(file).writerow(row)
             with replacing(args.state) as partial:
