@@ -51,7 +51,8 @@ class Plan:
     Attributes
     ----------
     t : array of shape (n + 1,)
-        The time of each evaluation; t[n] is where the sample ends.
+        The time that the network is told in each evaluation; t[0] is where the sample starts, t[n] where it ends. In a fitted plan
+        the times between are near those of the states, no more.
     alpha, sigma : arrays of shape (n + 1,)
         The schedule at these times.
     keep_x, next_x : arrays of shape (n,)
@@ -150,6 +151,16 @@ class Plan:
     def stochastic(self) -> bool:
         """Whether the plan adds noise, so that `deis.sample` needs an `rng`."""
         return bool((self.keep_z != 0).any())
+
+    @cached_property
+    def hands_on(self) -> bool:
+        """Whether the first row makes no call and leaves x as it is, so that the first call is told a later time than the start.
+
+        Fitted plans begin so: a network may do better at the noise itself when it is told less of it.
+        """
+        row = self.rows[0]
+        moves = (row.keep_x, row.next_x, row.guess, *row.keep_p, *row.next_p) != (1, 1, *[0] * (1 + 2 * self.window))
+        return not (row.calls or row.accepts or moves)
 
     @property
     def window(self) -> int:

@@ -402,7 +402,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan = self._plan
         if plan is None or not plan.provenance or not 0 <= begin_index < plan.nfe:
             return
-        rest = between(plan, self._own_schedule(), float(plan.t[:-1][plan.calls][begin_index]), None)
+        start = float(plan.t[:-1][plan.calls][begin_index]) if begin_index else None  # the first call may be told a later time
+        rest = between(plan, self._own_schedule(), start, None)
         times = self._timestep_of(rest.t[:-1][rest.calls])
         fits = rest.nfe == plan.nfe - begin_index and (self.timesteps.is_floating_point() or (times == np.rint(times)).all())
         self._lay_out(*((begin_index, rest) if fits else (0, plan)))

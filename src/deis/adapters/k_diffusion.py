@@ -265,12 +265,10 @@ class _Wrapped:
         places: Indices,
     ) -> None:
         self.model, self.plan, self.extra_args, self.callback, self.straight = model, plan, extra_args, callback, straight
-        starts = np.append(True, plan.accepts[:-1])
-        number: Indices = np.cumsum(plan.accepts) - plan.accepts
+        number: Indices = (np.cumsum(plan.accepts) - plan.accepts)[plan.calls]
+        starts = np.diff(number, prepend=-1) > 0
         # The step that each evaluation begins, as the caller counts them; None for its later stages.
-        self.steps = [
-            i if first else None for i, first in zip(places[number[plan.calls]].tolist(), starts[plan.calls].tolist(), strict=True)
-        ]
+        self.steps = [i if first else None for i, first in zip(places[number].tolist(), starts.tolist(), strict=True)]
         self.evaluations = 0
 
     def at(self, x: Tensor, t: Tensor, level: Level) -> Tensor:

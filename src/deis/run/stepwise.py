@@ -20,7 +20,7 @@ class Stepwise:
     Parameters
     ----------
     plan : Plan
-        That begins with an evaluation.
+        That begins with an evaluation, or with a row that hands its state on to one.
     predicts : {"eps", "x0", "v", "score", "flow"}
         What the network predicts.
     threshold : callable, optional
@@ -33,12 +33,12 @@ class Stepwise:
     """
 
     def __init__(self, plan: Plan, predicts: str, threshold: Callable[[Any], Any] | None = None) -> None:
-        if not plan.calls[0]:
+        if not (plan.calls[0] or plan.hands_on):
             raise ValueError(f"the plan {plan.method!r} begins without an evaluation, and this loop with one; use deis.sample")
         self.plan, self.threshold = plan, threshold
         self.factors = conversions(plan, predicts, threshold is not None)
         self.rows, self.combine = plan.once(BACKEND.prepared, torch.float32)
-        self.row = 0
+        self.row = int(plan.hands_on)
         self.history: tuple[Tensor, ...] = ()
         self.base: Tensor | None = None
         self.x: Tensor | None = None
