@@ -149,7 +149,8 @@ def calibrate_family(
         raise ValueError(f"values={values!r} must be two different numbers or more")
     middle = len(values) // 2
     stages = checked_stages(options.pop("stages", ("grid", "least_squares", "gauss_newton")))
-    later = [stage for stage in stages if stage != "grid"]
+    # Predictions at successive times are almost parallel: least squares anew would find coefficients far from the neighbour's.
+    later = [stage for stage in stages if stage not in ("grid", "least_squares")] or ["least_squares"]
     plans = {middle: calibrate(plan, model_at(values[middle]), samples, stages=stages, **options)}
     for k in (*range(middle + 1, len(values)), *range(middle - 1, -1, -1)):
         start = replace(plans[k - 1 if k > middle else k + 1], provenance={})
