@@ -147,11 +147,10 @@ def test_seconds_too_short_for_the_teacher(timed: Timed) -> None:
 
 
 def test_a_stage_that_the_time_cut_goes_on(timed: Timed, tmp_path: Path) -> None:
-    def run(seconds: float | None, folder: Path) -> tuple[deis.Plan, int]:
-        before = timed.evaluations
-        plan = deis.calibrate(
-            deis.make_plan(SDE, nfe=4), timed.model, noise(), teacher=64, seconds=seconds, iterations=6, folder=folder
-        )
+    def run(seconds: float | None, folder: Path, *stages: str) -> tuple[deis.Plan, int]:
+        before, start = timed.evaluations, deis.make_plan(SDE, nfe=4)
+        options: dict[str, Any] = {"iterations": 6, "stages": stages or "gauss_newton"}
+        plan = deis.calibrate(start, timed.model, noise(), teacher=64, seconds=seconds, folder=folder, **options)
         return plan, timed.evaluations - before
 
     short, _ = run(8.0, tmp_path / "a")
@@ -166,6 +165,10 @@ def test_a_stage_that_the_time_cut_goes_on(timed: Timed, tmp_path: Path) -> None
     again, few = run(None, tmp_path / "a")
     assert again.keep_p.tolist() == longer.keep_p.tolist()
     assert few < 0.2 * whole
+    stages = ("grid", "least_squares", "gauss_newton")
+    near, last = (run(seconds, tmp_path / "c", *stages)[0] for seconds in (16.0, None))
+    assert near.provenance["stages"][-1]["cut"]  # after the iteration that is best by the judge, though not by Gauss-Newton
+    assert loss(last, teacher) <= loss(near, teacher)
     assert not list(tmp_path.glob("*/.*"))  # no temporary file is left
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import deis
-from benchmarks.methods import digits
 from deis.arrays import Array
 from deis.calibration.clock import Clock
 from deis.calibration.judge import C, Judge, Verdict, end_of
 from deis.calibration.network import Student, rmse
-from deis.calibration.search import Race, Search, Start, search_of, with_analytical
+from deis.calibration.search import Race, Start, search_of
 from deis.calibration.stages import STAGES
 from deis.calibration.table import Table
 
@@ -158,24 +156,6 @@ def test_moves_end_at_a_lesser_loss_and_when_the_time_is_over(teacher: deis.Teac
     assert np.abs(still.ts - start.ts).max() < np.abs(np.diff(teacher.t)).max()
 
 
-def test_auto_brings_an_analytical_first_step_and_nothing_else_does(teacher: deis.Teacher) -> None:
-    def variants(plan: deis.Plan, window: int | None = None) -> list[Search]:
-        return with_analytical(search_of(plan, None, teacher, {}), window)
-
-    auto = deis.make_plan(SDE, nfe=5)
-    (found,) = variants(auto)
-    assert found.given.method == "auto + analytical first step"
-    assert (found.given.nfe, found.given.num_step) == (5, 6)
-    assert {plan.nfe for plan in found.grids(Clock())} == {5}
-    deviation = float(teacher.end.std(axis=0).mean())
-    assert found.given.guess[0] == pytest.approx(deis.make_plan(SDE, nfe=5, afs=deviation).guess[0], rel=0.05)
-    assert variants(found.given) == []
-    assert variants(auto, window=2) == []
-    options: dict[str, Any] = {"teacher": teacher, "stages": ("grid", "least_squares")}
-    for start in ([auto], deis.make_plan(SDE, "tab2", nfe=5)):
-        assert "analytical" not in deis.calibrate(start, teacher.network.model, **options).method
-
-
 def test_of_several_plans_the_one_that_is_best_when_fitted_goes_on(teacher: deis.Teacher) -> None:
     model = teacher.network.model
     options: dict[str, Any] = {"teacher": teacher, "stages": ("least_squares",)}
@@ -186,18 +166,3 @@ def test_of_several_plans_the_one_that_is_best_when_fitted_goes_on(teacher: deis
     fitted = deis.calibrate(starts, model, **options)
     assert np.array_equal(fitted.keep_p, best.keep_p)
     assert np.array_equal(fitted.ts, best.ts)
-
-
-def test_several_starts_are_nearer_than_one_on_digits() -> None:
-    """The call that an analytical first step saves is worth more at another time, and new noise tells so, too."""
-    problem = digits(64)
-    denoiser = deis.Denoiser(problem.model, problem.sde)
-    teacher = deis.make_teacher(denoiser, torch.from_numpy(np.random.default_rng(5).standard_normal((96, 64))), steps=64)
-    reference = problem.run(deis.make_plan(problem.sde, "tab3", 128, "log", 1.0)).numpy()
-    auto = deis.make_plan(problem.sde, nfe=4)
-    alone, several = (
-        deis.calibrate(start, denoiser, teacher=teacher, stages=("grid", "least_squares")) for start in ([auto], auto)
-    )
-    errors = [float(np.median(rmse(problem.run(plan).numpy(), reference))) for plan in (alone, several)]
-    assert errors[1] < 0.95 * errors[0]
-    assert several.nfe == 4

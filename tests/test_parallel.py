@@ -452,14 +452,14 @@ def test_bad_arguments_are_refused(options: dict[str, Any], match: str) -> None:
 
 
 def test_the_weights_that_are_not_free_are_those_of_the_same_group() -> None:
-    found = free(PLAN)
+    found = free(PLAN)[:, 1:]
     n = len(PLAN.rows)
     lower = np.tri(n, dtype=bool)
     held = {(i, j) for i, j in np.argwhere(lower & ~found).tolist()}
     # Row 0 and its guess 1 are beside row 2; rows 3, 5 and 7 have the next beside them.
     assert held == {(0, 0), (1, 1), (3, 0), (5, 0), (7, 0)}
     assert (Table.of(PLAN).c[~found] == 0).all()
-    assert free(deis.make_plan(SDE, "unipc2", 4)).sum() == 10
+    assert free(deis.make_plan(SDE, "unipc2", 4)).sum() == 4 + 10
 
 
 def two_modes_in_torch(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -473,7 +473,7 @@ def test_least_squares_leave_the_others_at_zero() -> None:
     teacher = deis.make_teacher(denoiser, torch.from_numpy(np.random.default_rng(0).standard_normal((40, 12))), steps=64)
     start = Table.of(plan)
     table, _ = fit_rows(Student(teacher.network, plan), start, teacher, 30, len(plan.rows))
-    assert (table.c[~free(plan)] == 0).all()
+    assert (table.c[~free(plan)[:, 1:]] == 0).all()
     assert (table.c != start.c).any(axis=1)[1:].all()
     assert table.plan(plan, SDE, "a model").depth == plan.depth
 

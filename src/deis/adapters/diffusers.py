@@ -157,7 +157,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.as_tensor(scheduler.timesteps)
-        self._times = np.empty(0)
+        self._times = self._starts = np.empty(0)
         self._values: list[float] = []
         self.sigmas = torch.zeros(0)
         self._plan: Plan | None = None
@@ -352,11 +352,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._rest = (first, rest)
         parts = [(self.plan, slice(0, first)), (rest, slice(None))]
         self._times = np.concatenate([plan.t[:-1][plan.calls][chosen] for plan, chosen in parts])
+        # Of the states: a fitted plan's first call may be told a later time than that of the noise.
+        starts = [np.append(plan.t[0], plan.t[:-1][plan.calls][1:]) for plan, _ in parts]
+        self._starts = np.concatenate([t[chosen] for t, (_, chosen) in zip(starts, parts, strict=True)])
         self._values = self._timestep_of(self._times).tolist()
         self.timesteps.copy_(torch.tensor(self._values))
         tiny = np.finfo(float).tiny
         levels = [plan.sigma if is_flow(self.config) else plan.sigma / np.maximum(plan.alpha, tiny) for plan, _ in parts]
-        ends = [level[:-1][plan.calls][chosen] for level, (plan, chosen) in zip(levels, parts, strict=True)]
+        ends = [np.append(level[0], level[:-1][plan.calls][1:])[at] for level, (plan, at) in zip(levels, parts, strict=True)]
         self.sigmas = torch.from_numpy(np.concatenate([*ends, levels[1][-1:]])).float()
 
     def _timestep_of(self, t: Array) -> Array:
@@ -532,14 +535,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _levels_of(self, timesteps: Array) -> tuple[Array, Array]:
         """Return alpha and sigma at training times: of the plan at its own, which may miss the training's, else of the table."""
-        if is_flow(self.config):
-            times = timesteps / self.config.num_train_timesteps
-            return self.sde.alpha(times), self.sde.sigma(times)
-        times = timesteps + 1.0
+        flow = is_flow(self.config)
+        times = timesteps / self.config.num_train_timesteps if flow else timesteps + 1.0
         for i, t in enumerate(timesteps.tolist()):
             place = self._place_of(t)
-            times[i] = times[i] if place is None else self._times[place] - self._shift + 1
+            times[i] = times[i] if place is None else self._starts[place] + (0 if flow else 1 - self._shift)
         alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
+        if flow:
+            return alpha, sigma
         whole = (times == np.rint(times)) & (times <= self.config.num_train_timesteps)
         abar = self.alphas_cumprod.double().numpy()[times[whole].astype(int) - 1]
         alpha[whole], sigma[whole] = np.sqrt(abar), np.sqrt(1 - abar)

@@ -47,7 +47,7 @@ def calibrate_range(
     nfe : sequence of int
         The budgets: evaluations of the network.
     method, ts_phase, ts_order
-        The plans to start from, see `make_plan`; by default "auto", and the same with an analytical first step.
+        The plans to start from, see `make_plan`; by default "auto".
     seconds : float, optional
         The wall time for all. The budgets are done from the least on, and share it in proportion to them; what one leaves, which
         the small ones do, goes to those after it.
@@ -98,7 +98,7 @@ def _finished(starts: dict[int, Plan], shared: Shared, settings: Settings, path:
         left = [other for other in starts if other not in plans]
         shared.clock.plan_share(budget / sum(left))
         try:
-            plans[budget] = calibrated([start], shared, settings, vary=True)
+            plans[budget] = calibrated([start], shared, settings)
         except TooFewSecondsError as error:
             if not plans:
                 raise

@@ -23,7 +23,7 @@ from .grid import Jumps
 from .judge import LOSSES, Judge, Loss, Verdict, end_of
 from .network import Model
 from .report import provenance
-from .search import search_of, with_analytical
+from .search import search_of
 from .stages import NEEDS, SHARES, STAGES, Task, checked_stages
 from .table import Table
 from .teacher import FIRST_STEPS, PILOTS, Teacher, make_teacher, refuse_rough
@@ -62,8 +62,7 @@ def calibrate(
     ----------
     plan : Plan, or list or tuple of them
         Where to start; deterministic, of any method, and of the number of evaluations that is wanted. Several (methods, grids,
-        analytical first steps) race in the stage "least_squares", and the best goes on. A single plan of "auto" brings the same
-        with an analytical first step, as many evaluations on one more step; in a list it stands for itself.
+        analytical first steps) race in the stage "least_squares", and the best goes on.
     model : Denoiser or Pretrained
         What will be sampled, guidance and all. With a condition: a function from the conditions of some samples to one, as
         ``network.conditional``, or ``lambda labels: network.conditional(labels, guidance=2.0)``.
@@ -89,7 +88,8 @@ def calibrate(
     window : int, optional
         The number of predictions that a row may use; by default all before it.
     times : bool
-        Let "gauss_newton" and "gradient" move the times.
+        Let "gauss_newton" and "gradient" move the times, the one that the first call is told among them: "gauss_newton" puts a row
+        ahead that makes no call and hands the noise on (`Plan.hands_on`).
     iterations : int
         Gauss-Newton iterations, at most.
     loss : {"robust", "huber", "l1", "l2"} or callable
@@ -129,7 +129,7 @@ def calibrate(
     settings = Settings(stages, validation, method, window, times, iterations, loss, steps)
     with clock_of(seconds, progress, f"calibrating {plans[0].method}") as clock:
         made = {"condition": condition, "batch": batch, "folder": folder}
-        return calibrated(plans, Shared.of(teacher, model, samples, clock, allow_rough, made), settings, isinstance(plan, Plan))
+        return calibrated(plans, Shared.of(teacher, model, samples, clock, allow_rough, made), settings)
 
 
 @contextmanager
@@ -225,8 +225,8 @@ def _teacher(
     return given, given.network.evaluations
 
 
-def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings, vary: bool) -> Plan:
-    """Return the best plan that the stages make of these, and where "auto" may vary of it with an analytical first step."""
+def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings) -> Plan:
+    """Return the best plan that the stages make of these."""
     teacher, stages = shared.teacher, settings.stages
     for plan in plans:
         if not plan.matches(teacher.sde):
@@ -234,12 +234,8 @@ def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings, vary: 
                 f"plan is of the schedule {plan.schedule!r} and the model of {teacher.sde.name!r}, whose alpha and sigma differ at "
                 "its times; make one with deis.make_plan(model.sde, ...)"
             )
-    shape = teacher.network.x_T.shape
-    fit = split(plans, shape, settings.validation)
+    fit = split(plans, teacher.network.x_T.shape, settings.validation)
     searches = [search_of(plan, settings.method, teacher, shared.jumps) for plan in plans]
-    if vary and plans[0].method == "auto" and "least_squares" in stages:
-        variants = with_analytical(searches[0], settings.window)
-        searches += [variant for variant in variants if _needed(variant.given, shape) <= fit]
     ends = [end_of(teacher, search.given, fit) for search in searches]
     judge = Judge.of(teacher, fit, settings.loss, ends)
     verdicts = [judge.of_ends(end) for end in ends]
@@ -249,7 +245,7 @@ def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings, vary: 
     task = Task(teacher, searches, fit, settings.window, judge, shared.clock, *options)
     run = _Run(task, start, verdicts[best], shared.folder, list(start.provenance.get("stages", [])))
     shared.clock.cut = False
-    run.start(shared, min(verdicts[: len(plans)], key=lambda verdict: verdict.loss))
+    run.start(shared)
     for k, name in enumerate(stages):
         run.stage(name, SHARES[name] / sum(SHARES[later] for later in stages[k:]))
     return run.best
@@ -266,8 +262,8 @@ class _Run:
     records: list[dict[str, Any]]
     done: list[str] = field(default_factory=list)
 
-    def start(self, shared: Shared, given: Verdict) -> None:
-        """Compare the best plan to start from with the teacher; `given` is the best of those that the caller gave."""
+    def start(self, shared: Shared) -> None:
+        """Compare the best plan to start from with the teacher."""
         teacher, error = self.task.teacher, self.verdict.error
         if not np.isfinite(error):
             raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
@@ -277,7 +273,7 @@ class _Run:
                 f"plan is within {error:.2g} of it already; make a teacher of more than {len(teacher.t) - 1} steps, or "
                 "say allow_rough=True"
             )
-        self.note("teacher", given, *shared.told)
+        self.note("teacher", self.verdict, *shared.told)
 
     def note(self, name: str, before: Verdict, evaluations: int, seconds: float) -> None:
         """Record a stage: how it was judged before and after, the evaluations of each sample, and the time it took."""
@@ -310,6 +306,8 @@ class _Run:
         start = load_plan(part) if part is not None and part.exists() else self.best
         self.task.clock.share(share)
         plan = STAGES[name](self.task, start, self.done)
+        if start is not self.best:  # a stage has a loss of its own, by which what it goes on to may be the better one
+            plan = min(start, plan, key=lambda plan: self.task.judge.of_plan(plan).loss)
         if path is not None and part is not None:
             plan.save(part if self.task.clock.cut else path)
             if not self.task.clock.cut:
@@ -359,7 +357,8 @@ def split(plans: Sequence[Plan], shape: Sequence[int], validation: float) -> int
 
 def _numbers(plan: Plan) -> int:
     """Return how many numbers of a plan are fitted."""
-    return len(plan.rows) * (len(plan.rows) + 5) // 2
+    rows = len(plan.rows) - plan.hands_on
+    return rows * (rows + 5) // 2
 
 
 def _needed(plan: Plan, shape: Sequence[int]) -> int:

@@ -21,6 +21,7 @@ _DAMPING, _RAISE, _LOWER, _TRIALS = 1e-3, 5.0, 5.0, 7
 _INNER = 3  # robust reweightings of one linearisation
 _PATIENCE, _WORTH = 3, 1e-2  # a loss smaller by 1e-2 is an error smaller by a half percent
 _RIDGE = 1e-4
+_NEAR = 0.45  # of the way from a time to the next
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ def fit_ends(
     """Return the table whose ends come nearest to the teacher's: the mean over samples of log(e^2 + c^2) is minimised.
 
     e is the root mean square error of a sample's end and c = 0.3 times the median of e; 1e-4 times the squares of the changes of
-    the coefficients, each in the proportion of its prediction to the state, is added. Each iteration runs the plan once for
-    every coefficient and inner time, from the row they belong to on (some n^3/4 evaluations for n rows, and no derivative of
-    the model), and solves the damped (Levenberg-Marquardt), robustly weighted normal equations. The directions of a row's
+    the coefficients, each in the proportion of its prediction to the state, is added. Each iteration runs the plan once for every
+    coefficient and every time but the start's, from the row they belong to on (some n^3/4 evaluations for n rows, and no derivative
+    of the model), and solves the damped (Levenberg-Marquardt), robustly weighted normal equations. The directions of a row's
     coefficients are x_i, p_i and the differences p_j - p_{j+1}, each perturbed by 5e-4 of the size of the state (1e-5 in
-    float64), because predictions at successive times are almost parallel. In a discrete plan the times move by whole numbers, and
-    the coefficients by what is best for the rounded move.
+    float64), because predictions at successive times are almost parallel. In an iteration a time goes less than half the way to its
+    neighbours; in a discrete plan it moves by whole numbers, and the coefficients by what is best for the rounded move.
 
     The table of the least loss on the validation samples (those from `fit` on) is returned; the search ends where it has not
     improved for three iterations. (Their median error is what a calibration is judged by, and too noisy to steer one by: of 64
@@ -102,7 +103,7 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float, 
         history = (p, *history)
         after = advance(row, x, history, combine)[1]
         sizes[i, : i + 2] = [size(v) / size(after) for v in (x, *history)]
-        for theta in _basis(student.free[i, : min(window, i + 1)]):
+        for theta in _basis(student.free[i, : min(window, i + 1) + 1]):
             push = combine(theta[0], x, theta[1:], history)
             scale = h * size(after) / max(size(push), np.finfo(float).tiny)
             directions.append(Direction(i, 0.0, scale * theta))
@@ -113,9 +114,9 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float, 
 
 
 def _basis(free: Flags) -> list[Array]:
-    """Return x_i, p_i, p_i - p_{i-1}, p_{i-1} - p_{i-2}, ... as coefficients; of the predictions that are free."""
-    (nodes,) = np.nonzero(np.append(True, free))
-    basis = np.eye(len(free) + 1)[nodes]
+    """Return x_i, p_i, p_i - p_{i-1}, p_{i-1} - p_{i-2}, ... as coefficients, of those that are free."""
+    (nodes,) = np.nonzero(free)
+    basis = np.eye(len(free))[nodes]
     for j in range(2, len(nodes)):
         basis[j, nodes[j - 1]], basis[j, nodes[j]] = 1.0, -1.0
     return list(basis)
@@ -123,10 +124,13 @@ def _basis(free: Flags) -> list[Array]:
 
 def _time_step(student: Student, table: Table, i: int, h: float) -> float:
     """Return a difference of the time of row i: a fraction of the way to its neighbours; a whole number in a discrete plan."""
-    room = min(table.t[i - 1] - table.t[i], table.t[i] - table.t[i + 1])
+    before, after = table.t[i - 1] - table.t[i], table.t[i] - table.t[i + 1]
     if student.plan.discrete:
-        return 1.0 if table.t[i] + 1 < table.t[i - 1] else -1.0
-    return float(10 * h * room) if room > 0 else float(h * (table.t[i] - table.t[-1]))
+        return 1.0 if before > 1 else -1.0
+    if i == 1 and not student.plan.calls[0]:  # it may be told the time of the start itself
+        before, h = after, -h
+    room = min(before, after)
+    return float(10 * h * room) if room > 0 else float(-abs(h) * (table.t[i] - table.t[-1]))
 
 
 @dataclass(frozen=True)
@@ -190,16 +194,38 @@ def _improved(
         return _loss(square, model.c) + ridge.value(table)
 
     for _ in range(_TRIALS):
-        delta = model.step(damping, np.zeros(0, dtype=int), np.zeros(0))
-        if student.plan.discrete:
-            (moving,) = np.nonzero([direction.time for direction in directions])
-            whole = np.rint([delta[k] * directions[k].time for k in moving])
-            delta = model.step(damping, moving, whole / [directions[k].time for k in moving])
+        delta = _step(model, damping, table, directions, student.plan.discrete)
         moved = _moved(student, table, directions, delta)
         if moved is not None and loss(np.square(rmse(student.run(moved, x_T), end)), moved) < loss(square, table):
             return moved, max(damping / _LOWER, 1e-9)
         damping *= _RAISE
     return None
+
+
+def _step(model: _Model, damping: float, table: Table, directions: list[Direction], discrete: bool) -> Array:
+    """Return the step of the model whose times go less than half the way to those beside them; by whole numbers in a discrete plan.
+
+    Near the start a prediction hardly depends on the time that the network is told, and the linear model would move it without end.
+    """
+    (moving,) = np.nonzero([direction.time for direction in directions])
+    by = np.array([directions[k].time for k in moving])
+    low, high = _room(table.t, np.array([table.t[directions[k].row] for k in moving]))
+    fixed, move = np.zeros(len(moving), dtype=bool), np.zeros(len(moving))
+    while True:
+        delta = model.step(damping, moving[fixed], move[fixed] / by[fixed])
+        wanted = np.where(fixed, move, delta[moving] * by)
+        move = np.clip(wanted, -low, high)
+        if (move == wanted).all():
+            return model.step(damping, moving, np.rint(move) / by) if discrete else delta
+        fixed |= move != wanted
+
+
+def _room(t: Array, here: Array) -> tuple[Array, Array]:
+    """Return how far down and up times may move, given those of a table."""
+    others = np.unique(t)
+    below = others[np.maximum(np.searchsorted(others, here) - 1, 0)]
+    above = others[np.minimum(np.searchsorted(others, here, side="right"), len(others) - 1)]
+    return _NEAR * (here - below), _NEAR * (above - here)
 
 
 def _moved(student: Student, table: Table, directions: list[Direction], delta: Array) -> Table | None:

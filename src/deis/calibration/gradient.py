@@ -92,8 +92,8 @@ class _Parameters:
         basis = np.zeros((n, n + 1, n + 1))
         for i, row in enumerate(table.rows):
             history = (student.predict(i, x, table.t[i]), *history)
-            basis[i, 0, 0] = 1.0
-            nodes = np.flatnonzero(student.free[i, : min(window, i + 1)]).tolist()
+            basis[i, 0, 0] = student.free[i, 0]
+            nodes = np.flatnonzero(student.free[i, 1 : min(window, i + 1) + 1]).tolist()
             for k, j in enumerate(nodes):
                 differs = 0 < k < len(nodes) - 1
                 push = history[j] - history[nodes[k + 1]] if differs else history[j]
@@ -102,8 +102,10 @@ class _Parameters:
                 if differs:
                     basis[i, 1 + j, 1 + nodes[k + 1]] = -scale
             x = advance(row, x, history, combine)[1]
-        falling = times and (np.diff(table.t) < 0).all() and student.plan.accepts.all() and not student.plan.discrete and n > 1
-        return cls(table, basis, np.log(-np.diff(table.t)) if falling else np.zeros(0))
+        steps, plan = -np.diff(table.t), student.plan
+        falling = times and plan.accepts[plan.calls].all() and (steps >= 0).all() and not plan.discrete and n > 1
+        with np.errstate(divide="ignore"):  # of a first call that is still told the time of the start
+            return cls(table, basis, np.log(steps) if falling else np.zeros(0))
 
     def zeros(self) -> tuple[Array, Array]:
         """Return the parameters (theta, z) of the table it starts from."""

@@ -141,7 +141,7 @@ class Student:
 
     @cached_property
     def free(self) -> Flags:
-        """The weights that may be fitted; see `deis.calibration.table.free`."""
+        """The coefficients that may be fitted; see `deis.calibration.table.free`."""
         return free(self.plan)
 
     def predict(self, i: int, x: Array, t: float, first: int = 0) -> Array:

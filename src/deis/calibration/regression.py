@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..backends.numpy import combine
 from ..machine import advance
 from .network import Student
@@ -68,28 +68,29 @@ def fit_rows(
         used = min(window, i + 1)
         if (c[i, used:] != 0).any():
             raise ValueError(f"window={window!r} is narrower than that of the plan, which uses {int(np.flatnonzero(c[i])[-1]) + 1}")
-        (nodes,) = np.nonzero(student.free[i, :used])
-        regressors = tuple(history[j] for j in nodes)
-        theta = _row(x, regressors, teacher.state(prior.t[i + 1])[: len(x)], np.append(a[i], c[i, nodes]), fit)
-        a[i], c[i, nodes] = theta[0], theta[1:]
+        theta, (nodes,) = np.append(a[i], c[i, :used]), np.nonzero(student.free[i, : used + 1])
+        if len(nodes):
+            theta[nodes] += _change(x, history[:used], teacher.state(prior.t[i + 1])[: len(x)], theta, nodes, fit)
+        a[i], c[i, :used] = theta[0], theta[1:]
         x = advance(row_of(theta), x, history, combine)[1]
     return replace(prior, a=a, c=c), x
 
 
-def _row(x: Array, history: tuple[Array, ...], target: Array, prior: Array, fit: int) -> Array:
-    """Return the coefficients of one row."""
-    columns = [v.reshape(len(v), -1) for v in (x, *history, target - combine(prior[0], x, prior[1:], history))]
+def _change(x: Array, history: tuple[Array, ...], target: Array, prior: Array, nodes: Indices, fit: int) -> Array:
+    """Return the change of those coefficients of one row that are to be fitted."""
+    regressors, residual = (x, *history), target - combine(prior[0], x, prior[1:], history)
+    columns = [v.reshape(len(v), -1) for v in (*(regressors[k] for k in nodes), residual)]
     gram = np.stack([np.stack([np.einsum("nd,nd->n", u, v) for v in columns], axis=1) for u in columns], axis=1)
     gram /= columns[0].shape[1]
     if len(x) == fit:
-        return prior + _solve(gram, _USUAL)
-    best, least = np.zeros(len(prior)), np.inf
+        return _solve(gram, _USUAL)
+    best, least = np.zeros(len(nodes)), np.inf
     for shrinkage in (np.inf, *SHRINKAGE):
-        delta = np.zeros(len(prior)) if np.isinf(shrinkage) else _solve(gram[:fit], shrinkage)
+        delta = np.zeros(len(nodes)) if np.isinf(shrinkage) else _solve(gram[:fit], shrinkage)
         found = float(np.median(_errors(gram[fit:], delta)))
         if found < _WORTH * least:
             best, least = delta, found
-    return prior + best
+    return best
 
 
 def _solve(gram: Array, shrinkage: float) -> Array:

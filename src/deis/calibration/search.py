@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from ..arguments import function, kind
 from ..arrays import Array, Indices
-from ..methods import ANALYTICAL, get_method, make_plan
+from ..methods import ANALYTICAL, get_method
 from ..methods.layout import Builder
 from ..plan import Plan
 from ..quadrature import Form
@@ -169,20 +168,3 @@ def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher, jumps:
     if method is None:
         return Search(plan, None, teacher, jumps)
     raise ValueError(f"method={method!r} builds another plan than the one given on the same times; give the one it was made with")
-
-
-def with_analytical(search: Search, window: int | None) -> list[Search]:
-    """Return the same with an analytical first step, as many evaluations on one more step, where the method can have it.
-
-    The deviation that the step takes the data to have is the teacher's.
-    """
-    given, build, teacher = search.given, search.build, search.teacher
-    if build is None or not given.calls.all():
-        return []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the polynomials do: they are fitted
-            plan = make_plan(teacher.sde, given.method, nfe=given.nfe, afs=float(np.sqrt(teacher.end.var(axis=0).mean())))
-    except ValueError:
-        return []
-    return [] if window is not None and Table.of(plan).c[:, window:].any() else [replace(search, given=plan, made={})]

@@ -16,7 +16,7 @@ from .judge import Judge, first_prediction
 from .network import Student
 from .regression import fit_rows
 from .search import Race, Search, Start
-from .table import Table
+from .table import Table, with_free_start
 from .teacher import Teacher
 
 
@@ -47,6 +47,17 @@ class Task:
         grid = like.grid if np.array_equal(table.t, like.t) else "fitted times"
         return replace(table.plan(like, self.teacher.sde, f"a model, on {self.fit} samples"), grid=grid)
 
+    def with_free_start(self, plan: Plan) -> Plan:
+        """Return the plan with a row ahead that hands the state on, and the first call told a later time, by regression.
+
+        At the start itself a prediction may hardly depend on the time that is told, and Gauss-Newton would not leave it.
+        """
+        ahead = with_free_start(plan)
+        t = ahead.t.copy()
+        t[1] -= _SHARE * (t[1] - t[2])
+        prior = replace(Table.of(ahead), t=np.rint(t) if plan.discrete else t)
+        return self.plan(fit_rows(self.student(ahead), prior, self.teacher, self.fit, self.width(ahead))[0], ahead)
+
     def regressed(self, plan: Plan) -> tuple[float, Plan]:
         """Return a plan with its rows fitted to all samples, behind its loss."""
         first = first_prediction(self.teacher, plan)
@@ -56,6 +67,7 @@ class Task:
         return self.judge.of_ends(end[self.fit :]).loss, self.plan(table, plan)
 
 
+_SHARE = 0.3  # of the way from the start to the second call, where the first is told to be before Gauss-Newton
 _MOVING = 32  # samples that the moves of one start take at least
 Stage = Callable[[Task, Plan, Sequence[str]], Plan]
 """(task, the best plan so far, the names of the stages before) -> a plan, better or not."""
@@ -94,6 +106,7 @@ def _numbers(plan: Plan) -> bytes:
 
 
 def _gauss_newton(task: Task, best: Plan, before: Sequence[str]) -> Plan:
+    best = task.with_free_start(best) if task.times and best.calls[0] else best
     turns = task.clock.turns(task.iterations, NEEDS["gauss_newton"](task, best))
     student, width = task.student(best), task.width(best)
     return task.plan(fit_ends(student, Table.of(best), task.teacher, task.fit, width, iterations=turns, times=task.times), best)
@@ -119,7 +132,7 @@ SHARES = {"grid": 1.0, "least_squares": 4.0, "gauss_newton": 6.0, "gradient": 6.
 NEEDS: dict[str, Callable[[Task, Plan], float]] = {
     "grid": lambda task, plan: plan.nfe * (len(task.teacher.states[0]) - task.fit),
     "least_squares": lambda task, plan: plan.nfe * len(task.teacher.states[0]),
-    "gauss_newton": lambda task, plan: task.fit * _turn(len(plan.rows)),
+    "gauss_newton": lambda task, plan: task.fit * _turn(len(plan.rows) - plan.hands_on),
     "gradient": lambda task, plan: 3.0 * plan.nfe * min(task.fit, task.teacher.network.batch),
 }
 """The evaluations, of one sample each, without which a stage finds nothing."""

@@ -92,13 +92,30 @@ def row_of(theta: Any) -> Row:
 
 
 def free(plan: Plan) -> Flags:
-    """Return which weights c_ij of a plan's recurrence may be fitted, shape (n, n), newest prediction first.
+    """Return which coefficients (a_i, c_i0, c_i1, ...) of a plan's recurrence may be fitted, shape (n, n + 1).
 
-    The others are 0 in the plan and stay so, or its depth would grow: those of predictions that are not there yet when row i + 1 is
-    evaluated beside them.
+    Not the weights of predictions that are not there yet when row i + 1 is evaluated beside them: the depth would grow. Not those
+    of a first prediction without a call: it is a multiple of x_0, and x_i is a combination of x_0 and of the predictions since, so
+    that it would say nothing new. And a first row that hands the state on stays as it is.
     """
-    found, (_, predictions) = np.tri(len(plan.rows), dtype=bool), waits(plan.rows)
+    n, (_, predictions) = len(plan.rows), waits(plan.rows)
+    found = np.tri(n, n + 1, 1, dtype=bool)
     for group in plan.groups:
         for i in group[:-1]:
-            found[i, : i + 1] = [predictions[i - j].isdisjoint(group) for j in range(i + 1)]
+            found[i, 1 : i + 2] = [predictions[i - j].isdisjoint(group) for j in range(i + 1)]
+    if not plan.calls[0]:
+        np.fill_diagonal(found[:, 1:], False)
+    found[0] &= not plan.hands_on
     return found
+
+
+def with_free_start(plan: Plan) -> Plan:
+    """Return the plan behind a row that makes no call and hands the state on: its first call may be told a time after the start."""
+
+    def after(values: Any, first: Any) -> Any:
+        return np.concatenate([np.full_like(values[:1], first), values])
+
+    ahead = dict.fromkeys(("keep_x", "next_x"), 1.0) | dict.fromkeys(("keep_p", "next_p", "keep_z", "guess"), 0.0)
+    rows = {name: after(getattr(plan, name), first) for name, first in (ahead | {"accepts": False, "calls": False}).items()}
+    levels = {name: after(getattr(plan, name), getattr(plan, name)[0]) for name in ("t", "alpha", "sigma")}
+    return replace(plan, **levels, **rows)
