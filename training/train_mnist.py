@@ -1,6 +1,6 @@
 """Train the class-conditional MNIST network that will ship inside the package.
 
-    python training/train_mnist.py --data mnist.npz --out src/deis/assets/mnist --steps 60000
+    python training/train_mnist.py --data mnist.npz --out src/deis/assets/mnist
 
 The network is diffusers' `UNet2DModel` (16/32/96 channels, 1.26 M parameters) on the continuous linear VP schedule, beta_0 = 0.01
 and beta_1 = 20.  It predicts v = alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512) under the mean squared error: MNIST in
@@ -164,10 +164,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument("--state", type=Path, default=Path("train_mnist.pt"), help="where the training state is kept")
     parser.add_argument("--log", type=Path, default=Path("train_mnist.csv"), help="where the losses are written")
-    parser.add_argument("--steps", type=int, default=60000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--decay", type=float, default=0.3, help="the share of the steps over which the rate goes to zero")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     return parser.parse_args()
 
 
