@@ -194,7 +194,7 @@ def main() -> None:
         if (step + 1) % 500 == 0 or step + 1 == args.steps:
             loss, of_average = np.nanmean(losses), test_loss(ema, test)
             if not (np.isfinite(loss) and np.isfinite(of_average)):
-                raise SystemExit(f"the training left the finite at step {step + 1}; {args.state} holds the last good state: lower --lr")
+                raise SystemExit(f"the loss is not finite at step {step + 1}; {args.state} holds the last good state: lower --lr")
             row = [step + 1, f"{loss:.5f}", f"{of_average:.5f}"]
             with args.log.open("a", newline="") as file:
                 csv.writer(file).writerow(row)
