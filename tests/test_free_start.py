@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -22,7 +19,7 @@ from deis.calibration.stages import Task
 from deis.calibration.table import Table, free, with_free_start
 
 from .oracle import two_modes
-from .test_calibration import SDE, bimodal, held_out, jax_model, noise, torch_model
+from .test_calibration import SDE, bimodal, held_out, noise, torch_model
 
 
 def fitted(plan: deis.Plan, **options: Any) -> deis.Plan:
@@ -104,16 +101,10 @@ def test_derivatives_of_an_analytical_first_step_are_independent_and_cost_no_cal
     assert spread[-1] > 1e-6 * spread[0]
 
 
-def test_a_fitted_start_is_one_result_everywhere(tmp_path: Path) -> None:
+def test_a_plan_that_begins_without_a_call_is_whole_from_its_own_start() -> None:
     plan = fitted(deis.make_plan(SDE, nfe=4), iterations=3)
-    assert plan.hands_on
-    plan.save(tmp_path / "plan.json")
-    assert deis.load_plan(tmp_path / "plan.json") == plan
-    x_T = noise(8, seed=4)
-    expected = deis.sample(plan, bimodal(), x_T)
-    assert np.abs(deis.sample(plan, torch_model(), torch.from_numpy(x_T)).numpy() - expected).max() < 1e-10
-    with jax.enable_x64(True):
-        assert np.abs(np.asarray(deis.sample(plan, jax_model(), jnp.asarray(x_T))) - expected).max() < 1e-10
+    analytical = deis.make_plan(SDE, nfe=4, afs=0.5)
+    assert deis.cut_plan(analytical, SDE, start=SDE.t_start) == analytical
     assert deis.cut_plan(plan, SDE, start=SDE.t_start) == plan
     with pytest.warns(UserWarning, match="takes its place"):
         deis.cut_plan(plan, SDE, start=0.6)

@@ -66,7 +66,7 @@ def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float |
 
 def between(plan: Plan, sde: Schedule, start: float | None, end: float | None) -> Plan:
     """Return the part of a plan between two times of a schedule whose noise levels are known to be its own; see `cut_plan`."""
-    first, level = (0, None) if start is None or _begins(plan, sde, start) else _nearest(plan, _level(sde, start))
+    first, level = (0, None) if start is None else _nearest(plan, _level(sde, start))
     stop = len(plan.rows) if end is None else _row_of_end(plan, _level(sde, end))
     if (first, stop, level) == (0, len(plan.rows), None):
         return plan
@@ -75,11 +75,6 @@ def between(plan: Plan, sde: Schedule, start: float | None, end: float | None) -
         here = sde.between(plan.t[first] if level is None else level.t, plan.t[stop])
         return _again(plan, make_plan(here, "auto", nfe=left))
     return _part(plan, first, stop, level)
-
-
-def _begins(plan: Plan, sde: Schedule, start: float) -> bool:
-    """Tell whether a plan that hands its state on to its first call begins at a time."""
-    return plan.hands_on and bool(np.isclose(sde.rho(start), _rho(plan.alpha[:1], plan.sigma[:1])[0], _SAME, 0))
 
 
 def _level(sde: Schedule, t: float) -> Level:
@@ -121,6 +116,8 @@ def _nearest(plan: Plan, level: Level) -> tuple[int, Level | None]:
     """Return the row whose place a level takes, and the level; None where it is the row's own."""
     rho = _rho(plan.alpha[:-1], plan.sigma[:-1])
     own = float(_rho(np.array(level.alpha), np.array(level.sigma)))
+    if np.isclose(rho[0], own, _SAME, 0):  # the plan's own start, which may make no call
+        return 0, None
     same = np.flatnonzero(plan.calls & np.isclose(rho, own, _SAME, 0))
     if len(same):  # of stages at one time the last, which wastes none
         return int(same[-1]), None

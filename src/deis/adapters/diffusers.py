@@ -20,7 +20,7 @@ with needs("diffusers", "deis.adapters.diffusers"):
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
-from ..arrays import Array
+from ..arrays import Array, Indices
 from ..backends import to_numpy
 from ..cut import between, from_call
 from ..methods import evaluations_of_steps, get_method, make_plan
@@ -352,15 +352,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._rest = (first, rest)
         parts = [(self.plan, slice(0, first)), (rest, slice(None))]
         self._times = np.concatenate([plan.t[:-1][plan.calls][chosen] for plan, chosen in parts])
-        # Of the states: a fitted plan's first call may be told a later time than that of the noise.
-        starts = [np.append(plan.t[0], plan.t[:-1][plan.calls][1:]) for plan, _ in parts]
-        self._starts = np.concatenate([t[chosen] for t, (_, chosen) in zip(starts, parts, strict=True)])
+        states = [_states(plan)[chosen] for plan, chosen in parts]
+        self._starts = np.concatenate([plan.t[rows] for rows, (plan, _) in zip(states, parts, strict=True)])
         self._values = self._timestep_of(self._times).tolist()
         self.timesteps.copy_(torch.tensor(self._values))
         tiny = np.finfo(float).tiny
         levels = [plan.sigma if is_flow(self.config) else plan.sigma / np.maximum(plan.alpha, tiny) for plan, _ in parts]
-        ends = [np.append(level[0], level[:-1][plan.calls][1:])[at] for level, (plan, at) in zip(levels, parts, strict=True)]
-        self.sigmas = torch.from_numpy(np.concatenate([*ends, levels[1][-1:]])).float()
+        own = [level[rows] for level, rows in zip(levels, states, strict=True)]
+        self.sigmas = torch.from_numpy(np.concatenate([*own, levels[1][-1:]])).float()
 
     def _timestep_of(self, t: Array) -> Array:
         """Return the training times of a plan's times."""
@@ -405,8 +404,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan = self._plan
         if plan is None or not plan.provenance or not 0 <= begin_index < plan.nfe:
             return
-        start = float(plan.t[:-1][plan.calls][begin_index]) if begin_index else None  # the first call may be told a later time
-        rest = between(plan, self._own_schedule(), start, None)
+        rest = between(plan, self._own_schedule(), float(plan.t[_states(plan)[begin_index]]), None)
         times = self._timestep_of(rest.t[:-1][rest.calls])
         fits = rest.nfe == plan.nfe - begin_index and (self.timesteps.is_floating_point() or (times == np.rint(times)).all())
         self._lay_out(*((begin_index, rest) if fits else (0, plan)))
@@ -645,6 +643,11 @@ def _noise(generator: Any) -> Callable[[float, Tensor], Tensor]:
         return torch.add(x, z, alpha=keep_z)
 
     return add_noise
+
+
+def _states(plan: Plan) -> Indices:
+    """Return the rows at whose levels the states of the evaluations are: the first call may be told a later time than its own."""
+    return np.append(0, np.flatnonzero(plan.calls)[1:])
 
 
 def _falling(argument: str, values: Any) -> Array:
