@@ -381,6 +381,7 @@ def test_the_batch_changes_nothing_and_conditions_reach_their_samples() -> None:
 
 def test_a_calibrated_plan_is_one_result_on_every_backend(tmp_path: Path) -> None:
     plan = deis.calibrate(deis.make_plan(SDE, nfe=5), bimodal(), noise(48, 8), iterations=3)
+    assert plan.hands_on
     plan.save(tmp_path / "plan.json")
     assert deis.load_plan(tmp_path / "plan.json") == plan
     x_T = noise(8, seed=4)
@@ -492,6 +493,8 @@ def test_a_family_is_fitted_and_interpolates(tmp_path: Path) -> None:
     assert family.at(1.5) == family.plans[1]
     between = family.at(1.125)
     assert np.allclose(between.keep_x, 0.75 * family.plans[0].keep_x + 0.25 * family.plans[1].keep_x)
+    for plan_a, plan_b in pairwise(family.plans):  # each from its neighbour's coefficients
+        assert np.abs(plan_a.keep_p - plan_b.keep_p).max() < 0.05 * np.abs(plan_b.keep_p).max()
     assert held_out(between, guided_model(1.125)) < 0.2 * held_out(plan, guided_model(1.125))
     family.save(tmp_path / "family.json")
     assert deis.PlanFamily.load(tmp_path / "family.json") == family
