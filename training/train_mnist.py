@@ -8,9 +8,10 @@ and beta_1 = 20.  It predicts v = alpha eps - sigma x_0 (Salimans & Ho, arXiv 22
 have unit variance at every noise level.  The noise levels, ln rho = ln(sigma / alpha), are drawn from a normal distribution, one
 in five uniformly from the whole range so that the ends do not starve.  One label in ten is replaced by the null class, so that
 classifier-free guidance works.  The rate is constant and decays to zero over the last part.
-What ships is the average of the weights with a memory that grows with the training (the power function of Karras et al.,
+What is written is the average of the weights with a memory that grows with the training (the power function of Karras et al.,
 arXiv 2312.02696), in half precision.
 
+The network in training/mnist took 12,000 steps, up to 5,500 of them with --lr 2e-3; losses.csv beside it has their losses.
 The state of the training is saved every few minutes; the same command continues from there, and a longer --steps prolongs it.
 """
 
