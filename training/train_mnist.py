@@ -11,7 +11,8 @@ classifier-free guidance works.  The rate is constant and decays to zero over th
 What is written is the average of the weights with a memory that grows with the training (the power function of Karras et al.,
 arXiv 2312.02696), in half precision.
 
-The network in training/mnist took 12,000 steps, up to 5,500 of them with --lr 2e-3; losses.csv beside it has their losses.
+The network in training/mnist took 12,000 steps, up to 5,500 of them with --lr 2e-3, and went on with --steps 21500 --decay 0.45;
+losses.csv beside it has its losses.
 The state of the training is saved every few minutes; the same command continues from there, and a longer --steps prolongs it.
 """
 
