@@ -34,21 +34,17 @@ from ..sde import VPSDE, Schedule
 from .diffusers_config import (
     DPM,
     FAMILIES,
-    NOT_OF_FLOW,
     SHORT,
-    UNSUPPORTED,
     WHEN_SHORT,
+    check_spacing,
     ends_at_data,
     grid_of,
     is_flow,
-    known_keys,
-    levels_asked,
     names_spacing,
     scheduler_of,
     sde_of,
-    signature,
     time_of_sigmas,
-    unread,
+    translated,
 )
 from .levels import FLOAT32
 
@@ -142,7 +138,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if times not in {family.times for family in FAMILIES.values()}:
             raise ValueError(f"times={times!r} names no scheduler whose times are known; {DPM!r} is the usual one")
         self._forget_unset()
-        _check_spacing(self.config)
+        check_spacing(self.config)
         if plan is not None and is_flow(self.config):
             self.register_to_config(use_flow_sigmas=True)  # tells pipelines to pass no sigmas of their own
         scheduler = scheduler_of(self.config)
@@ -181,13 +177,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             For an unknown key, or a setting that there is no plan for.
         """
         asked = set(kwargs)
-        config, kwargs, left = _translated(dict(config or {}), kwargs)
+        own = list(inspect.signature(PlanScheduler.__init__).parameters)[1:]
+        config, kwargs, left = translated(dict(config or {}), kwargs, own)
         defaults = config.pop("_defaults_of_origin", [])
         made, unused = super().from_config(config, return_unused_kwargs=True, **kwargs)
         made.register_to_config(**left)
         if defaults:
-            own = set(made.config.get("_use_default_values", [])) - set(left)
-            made.register_to_config(_use_default_values=sorted({*own, *defaults} - asked))
+            kept = set(made.config.get("_use_default_values", [])) - set(left)
+            made.register_to_config(_use_default_values=sorted({*kept, *defaults} - asked))
         return (made, unused) if return_unused_kwargs else made
 
     def _forget_unset(self) -> None:
@@ -554,89 +551,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return int(self.config.num_train_timesteps)
 
 
-_OURS = ("method", "method_options", "ts_phase", "ts_order", "plan", "times")
-
-
-def _check_spacing(config: Mapping[str, Any]) -> None:
-    """Raise ValueError where two settings space the times, or one says nothing of them."""
-    levels = levels_asked(config)
-    if config.get("ts_phase") is not None and levels:
-        raise ValueError(
-            f"ts_phase={config['ts_phase']!r} and {levels[0]}=True name two grids; give ts_phase=None or {levels[0]}=False"
-        )
-    if not is_flow(config):
-        return
-    for name in NOT_OF_FLOW:
-        if config.get(name) is not None:
-            raise ValueError(f"{name}={config[name]!r} says nothing of flow matching, whose times have a shift; leave it out")
-    if config.get("final_sigmas_type") == "sigma_min":
-        raise ValueError("final_sigmas_type='sigma_min' has no meaning for flow matching, which ends at the data; leave it out")
-
-
-def _translated(config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return a configuration and the arguments that replace it, as `PlanScheduler` reads them, and what other classes may read."""
-    origin = config.get("_class_name") or _class_of(config, "method" in kwargs)
-    unknown = {name for name in {*config, *kwargs} if not name.startswith("_")} - known_keys() - set(_own()) - _LOADING
-    if unknown:
-        raise ValueError(f"the configuration has the unknown keys {sorted(unknown)}; a scheduler's config.json has none of these")
-    for name, allowed in UNSUPPORTED.items():
-        if config.get(name) not in allowed:
-            raise ValueError(f"{name}={config[name]!r} has no plan; only {allowed[-1]!r} has")
-    if origin != PlanScheduler.__name__:
-        config, kwargs = _of_family(origin, config, kwargs)
-    elif kwargs.get("method") not in (None, config.get("method")):  # what went with the method before
-        config = {name: value for name, value in config.items() if name not in ("method_options", "plan")}
-    merged = {**config, **kwargs}
-    usual = signature(merged.get("times", DPM)).get("timestep_spacing")
-    if kwargs.get("method") == "auto" != config.get("method") and config.get("timestep_spacing") == usual:
-        config.pop("timestep_spacing", None)  # it may be nobody's choice: a saved configuration tells no default from a choice
-    for name in unread(merged).intersection(name for name, value in kwargs.items() if value not in (None, False)):
-        raise ValueError(
-            f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
-        )
-    inert = {*NOT_OF_FLOW, *({"final_sigmas_type"} - set(signature(merged.get("times", DPM))))} if is_flow(merged) else set()
-    left = {name: config.pop(name) for name in inert.intersection(config).difference(kwargs) if config[name] is not None}
-    return config, kwargs, left
-
-
-def _of_family(origin: str, config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the configuration of another class, and the arguments, with the method and the times that it stands for."""
-    if origin not in FAMILIES:
-        raise ValueError(f"a configuration of {origin!r} has no plan; the known ones are {', '.join(map(repr, FAMILIES))}")
-    family = FAMILIES[origin]
-    config = {name: value for name, value in config.items() if name not in _OURS}  # an earlier PlanScheduler's
-    if kwargs.get("method") is None:
-        name, options = family.method({**config, **kwargs})
-        kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
-    # What the origin had by default is its meaning here, and again nobody's choice for the next class.
-    config["_defaults_of_origin"] = config.pop("_use_default_values", [])
-    return config, {"times": family.times} | kwargs
-
-
-def _own() -> list[str]:
-    return list(inspect.signature(PlanScheduler.__init__).parameters)[1:]
-
-
-def _class_of(config: Mapping[str, Any], any_method: bool) -> str:
-    """Return the class of a configuration without a name, one that was never saved: its own parameters come first, in their order.
-
-    Raises
-    ------
-    ValueError
-        Where classes of several methods have these parameters, and it matters.
-    """
-    names = [name for name in config if not name.startswith("_")]
-    parameters = {family: list(signature(family)) for family in FAMILIES}
-    alike = [family for family, own in parameters.items() if names[: len(own)] == own or set(names) == set(own)]
-    alike = [family for family in alike if len(parameters[family]) == max(len(parameters[name]) for name in alike)]
-    if len(alike) > 1 and not any_method:
-        raise ValueError(f"the configuration may be that of {' or '.join(alike)}; give it _class_name, as saving it does")
-    return alike[0] if alike else PlanScheduler.__name__
-
-
-_LOADING = {"subfolder", "revision", "cache_dir", "force_download", "token", "local_files_only", "dtype", "torch_dtype"}
-
-
 def _noise(generator: Any) -> Callable[[float, Tensor], Tensor]:
     def add_noise(keep_z: float, x: Tensor) -> Tensor:
         z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -646,7 +560,7 @@ def _noise(generator: Any) -> Callable[[float, Tensor], Tensor]:
 
 
 def _states(plan: Plan) -> Indices:
-    """Return the rows at whose levels the states of the evaluations are: the first call may be told a later time than its own."""
+    """Return for each evaluation the row of its state's noise level: of the first the start, whatever later time it is told."""
     return np.append(0, np.flatnonzero(plan.calls)[1:])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -33,11 +33,14 @@ _SPACING = frozenset(
 )
 _LEVEL_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 _ROUNDING = 1e-5  # of noise levels in float32, relative
-NOT_OF_FLOW = (
+_NOT_OF_FLOW = (
     "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset",
     "set_alpha_to_one", "lambda_min_clipped", "use_lu_lambdas",
 )  # fmt: skip
 """What says nothing of the times of flow matching."""
+_OWN_CLASS = "PlanScheduler"
+_OURS = ("method", "method_options", "ts_phase", "ts_order", "plan", "times")
+_LOADING = {"subfolder", "revision", "cache_dir", "force_download", "token", "local_files_only", "dtype", "torch_dtype"}
 SHORT = 15
 WHEN_SHORT = f"below {SHORT} steps"
 """For the option lower_order_final: the rule of diffusers' DPM-Solver and DEIS."""
@@ -146,7 +149,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 # What no plan can do, and the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "invert_sigmas": (None, False),
     "timestep_type": (None, "discrete"),
     "interpolation_type": (None, "linear"),
@@ -169,7 +172,7 @@ def parameters(name: str) -> frozenset[str]:
 
 
 @cache
-def known_keys() -> frozenset[str]:
+def _known_keys() -> frozenset[str]:
     """Return every name that a configuration of the schedulers in `FAMILIES` may hold."""
     return frozenset().union(*map(parameters, FAMILIES))
 
@@ -205,7 +208,7 @@ def sde_of(config: Config, scheduler: Any) -> Schedule:
     if is_flow(config):
         return FlowMatching(shift=float(config.get("shift" if config["times"] == FLOW else "flow_shift") or 1.0))
     abar, most = scheduler.alphas_cumprod.double().numpy(), config.get("sigma_max")
-    if levels_asked(config) and most is not None and 1 / (1 + most**2) < abar[-1]:
+    if _levels_asked(config) and most is not None and 1 / (1 + most**2) < abar[-1]:
         abar = np.append(abar, 1 / (1 + most**2))
     return with_data(abar)
 
@@ -215,7 +218,7 @@ def is_flow(config: Config) -> bool:
     return config.get("times") == FLOW or bool(config.get("use_flow_sigmas"))
 
 
-def levels_asked(config: Config) -> list[str]:
+def _levels_asked(config: Config) -> list[str]:
     """Return the settings that space noise levels in place of times."""
     return [name for name in _LEVEL_SPACINGS if config.get(name)]
 
@@ -223,10 +226,10 @@ def levels_asked(config: Config) -> list[str]:
 def spacing_of(config: Config) -> str:
     """Return the scheduler of diffusers that spaces the times: the one that `times` names, or DPM-Solver's for what it lacks."""
     own = config.get("times", DPM)
-    return own if parameters(own).issuperset(levels_asked(config)) else DPM
+    return own if parameters(own).issuperset(_levels_asked(config)) else DPM
 
 
-def unread(config: Config) -> set[str]:
+def _unread(config: Config) -> set[str]:
     """Return the settings of spacing that neither the class that spaces the times of a configuration reads nor this library."""
     return set(_SPACING) - parameters(spacing_of(config)) - {"final_sigmas_type", "sigma_min", "sigma_max", "use_flow_sigmas"}
 
@@ -235,7 +238,7 @@ def names_spacing(config: Config) -> bool:
     """Tell whether a configuration says how to space the times, and does not leave that to the method."""
     shifts = (config.get(name) not in (None, 1.0) for name in ("shift", "flow_shift"))
     others = ("timestep_spacing", "use_dynamic_shifting", "shift_terminal")
-    return bool(levels_asked(config)) or any(shifts) or any(config.get(name) for name in others)
+    return bool(_levels_asked(config)) or any(shifts) or any(config.get(name) for name in others)
 
 
 def ends_at_data(config: Config) -> bool:
@@ -252,7 +255,7 @@ def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas:
         scheduler.set_timesteps(**({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), **options)
         return np.append(scheduler.sigmas[: len(scheduler.timesteps)].double().numpy(), 0.0)
     scheduler.set_timesteps(steps, **options)
-    if levels_asked(config):
+    if _levels_asked(config):
         return time_of_sigmas(sde, _sigmas_of(scheduler, sde, steps, ends_at_data(config)))
     end = 0.0 if ends_at_data(config) else 1.0
     ts = np.append(_once(scheduler, scheduler.timesteps)[:steps] + 1, end)
@@ -285,3 +288,81 @@ def time_of_sigmas(sde: Schedule, sigmas: Any) -> Array:
     ts = np.where(np.isclose(sde.rho(whole), sigmas, _ROUNDING, 0), whole, ts)
     assert sde.num_times is not None
     return np.where(ts >= sde.t_start, sde.num_times - 1.0, ts)
+
+
+def check_spacing(config: Config) -> None:
+    """Raise ValueError where two settings space the times, or one says nothing of them."""
+    levels = _levels_asked(config)
+    if config.get("ts_phase") is not None and levels:
+        raise ValueError(
+            f"ts_phase={config['ts_phase']!r} and {levels[0]}=True name two grids; give ts_phase=None or {levels[0]}=False"
+        )
+    if not is_flow(config):
+        return
+    for name in _NOT_OF_FLOW:
+        if config.get(name) is not None:
+            raise ValueError(f"{name}={config[name]!r} says nothing of flow matching, whose times have a shift; leave it out")
+    if config.get("final_sigmas_type") == "sigma_min":
+        raise ValueError("final_sigmas_type='sigma_min' has no meaning for flow matching, which ends at the data; leave it out")
+
+
+def translated(
+    config: dict[str, Any], kwargs: dict[str, Any], own: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return a configuration and the arguments that replace it, as `PlanScheduler` reads them, and what other classes may read.
+
+    `own` are the parameters of `PlanScheduler`.
+    """
+    origin = config.get("_class_name") or _class_of(config, "method" in kwargs)
+    unknown = {name for name in {*config, *kwargs} if not name.startswith("_")} - _known_keys() - set(own) - _LOADING
+    if unknown:
+        raise ValueError(f"the configuration has the unknown keys {sorted(unknown)}; a scheduler's config.json has none of these")
+    for name, allowed in _UNSUPPORTED.items():
+        if config.get(name) not in allowed:
+            raise ValueError(f"{name}={config[name]!r} has no plan; only {allowed[-1]!r} has")
+    if origin != _OWN_CLASS:
+        config, kwargs = _of_family(origin, config, kwargs)
+    elif kwargs.get("method") not in (None, config.get("method")):  # what went with the method before
+        config = {name: value for name, value in config.items() if name not in ("method_options", "plan")}
+    merged = {**config, **kwargs}
+    usual = signature(merged.get("times", DPM)).get("timestep_spacing")
+    if kwargs.get("method") == "auto" != config.get("method") and config.get("timestep_spacing") == usual:
+        config.pop("timestep_spacing", None)  # it may be nobody's choice: a saved configuration tells no default from a choice
+    for name in _unread(merged).intersection(name for name, value in kwargs.items() if value not in (None, False)):
+        raise ValueError(
+            f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
+        )
+    inert = {*_NOT_OF_FLOW, *({"final_sigmas_type"} - set(signature(merged.get("times", DPM))))} if is_flow(merged) else set()
+    left = {name: config.pop(name) for name in inert.intersection(config).difference(kwargs) if config[name] is not None}
+    return config, kwargs, left
+
+
+def _of_family(origin: str, config: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration of another class, and the arguments, with the method and the times that it stands for."""
+    if origin not in FAMILIES:
+        raise ValueError(f"a configuration of {origin!r} has no plan; the known ones are {', '.join(map(repr, FAMILIES))}")
+    family = FAMILIES[origin]
+    config = {name: value for name, value in config.items() if name not in _OURS}  # an earlier PlanScheduler's
+    if kwargs.get("method") is None:
+        name, options = family.method({**config, **kwargs})
+        kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
+    # What the origin had by default is its meaning here, and again nobody's choice for the next class.
+    config["_defaults_of_origin"] = config.pop("_use_default_values", [])
+    return config, {"times": family.times} | kwargs
+
+
+def _class_of(config: Config, any_method: bool) -> str:
+    """Return the class of a configuration without a name, one that was never saved: its own parameters come first, in their order.
+
+    Raises
+    ------
+    ValueError
+        Where classes of several methods have these parameters, and it matters.
+    """
+    names = [name for name in config if not name.startswith("_")]
+    parameters = {family: list(signature(family)) for family in FAMILIES}
+    alike = [family for family, own in parameters.items() if names[: len(own)] == own or set(names) == set(own)]
+    alike = [family for family in alike if len(parameters[family]) == max(len(parameters[name]) for name in alike)]
+    if len(alike) > 1 and not any_method:
+        raise ValueError(f"the configuration may be that of {' or '.join(alike)}; give it _class_name, as saving it does")
+    return alike[0] if alike else _OWN_CLASS
