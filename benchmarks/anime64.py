@@ -111,9 +111,9 @@ def measure(args: argparse.Namespace) -> None:
             if any(key.items() <= row.items() for row in rows):
                 continue
             x_0 = run(scheduler, net, x_T, nfe).float()
-            error = (x_0 - reference).square().flatten(1).mean(1).sqrt().median()
-            rows.append(key | {"error": f"{float(error):.5g}"})
-            print(nfe, name, settings, f"{float(error):.4f}", sep="  ", flush=True)
+            error = methods.error(x_0, reference)
+            rows.append(key | {"error": f"{error:.5g}"})
+            print(nfe, name, settings, f"{error:.4f}", sep="  ", flush=True)
             with PATH.open("w", newline="") as file:
                 writer = csv.DictWriter(file, FIELDS)
                 writer.writeheader()

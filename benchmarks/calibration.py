@@ -121,7 +121,7 @@ def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
     reference = reference_of(problem, args.work)
 
     def error(plan: deis.Plan) -> float:
-        return float((problem.run(plan) - reference).square().flatten(1).mean(1).sqrt().median())
+        return methods.error(problem.run(plan), reference)
 
     print(f"reference: {time.perf_counter() - start:.0f} s", flush=True)
     start = time.perf_counter()

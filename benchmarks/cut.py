@@ -53,8 +53,7 @@ def dense(model: deis.Denoiser, x: Tensor, start: float, end: float) -> Tensor:
 
 
 def error(plan: deis.Plan, model: deis.Denoiser, x: Tensor, end: Tensor) -> float:
-    distance = (deis.sample(plan, model, x) - end).flatten(1).square().mean(1).sqrt()
-    return float(distance.median())
+    return methods.error(deis.sample(plan, model, x), end)
 
 
 def main() -> None:

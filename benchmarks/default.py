@@ -139,7 +139,7 @@ def error_of(problem: Problem, reference: torch.Tensor, build: Builder, phase: s
     except ValueError:
         return None
     x = problem.run(plan)
-    return float((x - reference).square().flatten(1).mean(1).sqrt().median()) if bool(x.isfinite().all()) else None
+    return methods.error(x, reference) if bool(x.isfinite().all()) else None
 
 
 def choose(ratios: dict[str, dict[Cell, float]], over: list[str]) -> Cell:

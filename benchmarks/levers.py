@@ -14,7 +14,6 @@ import warnings
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import deis
 from deis.calibration.clock import Clock
@@ -23,7 +22,7 @@ from deis.calibration.judge import Judge, end_of
 from deis.calibration.stages import Task
 from deis.calibration.table import Table
 
-from .methods import digits
+from .methods import digits, error
 
 
 def task_of(teacher: deis.Teacher, plan: deis.Plan) -> Task:
@@ -49,14 +48,12 @@ def main() -> None:
     reference = problem.run(deis.make_plan(problem.sde, "tab3", 300, "log", 1.0))
     deviation = float(np.sqrt(teacher.end.var(axis=0).mean()))
 
-    def error(x: Tensor) -> float:
-        return float((x - reference).square().mean(1).sqrt().median())
-
     for nfe in args.nfe:
         starts = [deis.make_plan(problem.sde, nfe=nfe, afs=afs) for afs in (None, deviation)]
         plain, ahead = (deis.calibrate(plan, model, teacher=teacher, stages=("grid", "least_squares")) for plan in starts)
         plans = (plain, ahead, task_of(teacher, plain).with_free_start(plain))
-        print(f"{nfe} NFE: " + ", ".join(f"{error(problem.run(fitted(teacher, plan))):.5f}" for plan in plans), flush=True)
+        errors = [error(problem.run(fitted(teacher, plan)), reference) for plan in plans]
+        print(f"{nfe} NFE: " + ", ".join(f"{found:.5f}" for found in errors), flush=True)
 
 
 if __name__ == "__main__":

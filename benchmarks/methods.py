@@ -150,6 +150,11 @@ def anime64(checkpoint: Path, num: int = 8) -> Problem:
     return Problem(sde, eps, x_T, 145, "t", ANIME64_RUNNING, every_method=False)
 
 
+def error(x: Tensor, reference: Tensor) -> float:
+    """Return the median over samples of the root mean square difference."""
+    return float((x - reference).square().flatten(1).mean(1).sqrt().median())
+
+
 def methods(problem: Problem) -> Iterator[tuple[dict[str, str], Builder]]:
     """Yield what to call each method, and its builder."""
     for name in NAMED:
@@ -173,11 +178,8 @@ def measure(problem: Problem, path: Path) -> None:
     done = {tuple(row[field] for field in FIELDS[:-1]) for row in rows}
     reference = problem.run(deis.make_plan(problem.sde, "tab3", problem.reference_steps, problem.reference_phase, 1.0))
 
-    def rmse(x: Tensor) -> float:
-        return float((x - reference).square().flatten(1).mean(1).sqrt().median())
-
     coarser = problem.run(deis.make_plan(problem.sde, "tab3", problem.reference_steps // 2, problem.reference_phase, 1.0))
-    print(f"{path.stem}: {problem.reference_steps} steps of tab3, {rmse(coarser):.1e} from half as many", flush=True)
+    print(f"{path.stem}: {problem.reference_steps} steps of tab3, {error(coarser, reference):.1e} from half as many", flush=True)
     grids = GRIDS if problem.every_method else tuple(grid for grid in GRIDS if grid not in {("t", 3.0), ("vp_t", 1.0)})
     path.parent.mkdir(exist_ok=True)
     with path.open("a", newline="") as file:
@@ -193,8 +195,8 @@ def measure(problem: Problem, path: Path) -> None:
                     row = about | {"grid": phase if phase == "log" else f"{phase}{power:g}", "nfe": str(nfe)}
                     if tuple(row[field] for field in FIELDS[:-1]) in done or (running and key(row) not in running):
                         continue
-                    error = rmse(problem.run(deis.make_plan(problem.sde, build, None, phase, power, nfe=nfe)))
-                    rows.append(row | {"error": f"{error:.5g}"})
+                    x = problem.run(deis.make_plan(problem.sde, build, None, phase, power, nfe=nfe))
+                    rows.append(row | {"error": f"{error(x, reference):.5g}"})
                     writer.writerow(rows[-1])
                     file.flush()
 

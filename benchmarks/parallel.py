@@ -34,7 +34,7 @@ def main() -> None:
     reference = problem.run(deis.make_plan(problem.sde, "tab3", problem.reference_steps, problem.reference_phase, 1.0))
 
     def tell(name: str, plan: deis.Plan) -> None:
-        error = float((problem.run(plan) - reference).square().flatten(1).mean(1).sqrt().median())
+        error = methods.error(problem.run(plan), reference)
         print(f"{name:<30} depth {plan.depth:>2}  nfe {plan.nfe:>2}  error {error:.4f}", flush=True)
 
     for depth in args.depth:
