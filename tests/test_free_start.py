@@ -9,13 +9,11 @@ import pytest
 import torch
 
 import deis
-from benchmarks.methods import digits
+from benchmarks import levers
+from benchmarks.methods import digits, error
 from deis.arrays import Array
-from deis.calibration.clock import Clock
-from deis.calibration.gauss_newton import Direction, _linearise, _Model, _room, _step, fit_ends
-from deis.calibration.judge import Judge, end_of
-from deis.calibration.network import Network, Student, rmse
-from deis.calibration.stages import Task
+from deis.calibration.gauss_newton import Direction, _linearise, _Model, _room, _step
+from deis.calibration.network import Network, Student
 from deis.calibration.table import Table, free, with_free_start
 
 from .oracle import two_modes
@@ -43,16 +41,12 @@ def test_a_free_start_pays() -> None:
     problem = digits(64)
     model = deis.Denoiser(problem.model, problem.sde)
     teacher = deis.make_teacher(model, torch.from_numpy(np.random.default_rng(5).standard_normal((128, 64))), steps=64)
-    reference = problem.run(deis.make_plan(problem.sde, "tab3", 300, "log", 1.0)).numpy()
+    reference = problem.run(deis.make_plan(problem.sde, "tab3", 300, "log", 1.0))
     plan = deis.calibrate(deis.make_plan(problem.sde, nfe=4), model, teacher=teacher, stages=("grid", "least_squares"))
-    judge = Judge.of(teacher, 96, "robust", [end_of(teacher, plan, 96)])
-    task = Task(teacher, (), 96, None, judge, Clock(), True, 10, 0)
-    errors = []
-    for start in (plan, task.with_free_start(plan)):
-        table = fit_ends(task.student(start), Table.of(start), teacher, 96, 5, iterations=range(10))
-        errors.append(float(np.median(rmse(problem.run(task.plan(table, start)).numpy(), reference))))
-        assert task.plan(table, start).nfe == 4
-    assert errors[1] < 0.8 * errors[0]
+    plans = [levers.fitted(teacher, start) for start in (plan, levers.task_of(teacher, plan).with_free_start(plan))]
+    assert [plan.nfe for plan in plans] == [4, 4]
+    at_start, told_later = (error(problem.run(plan), reference) for plan in plans)
+    assert told_later < 0.8 * at_start
 
 
 def test_the_first_call_moves_away_from_the_start() -> None:
@@ -102,10 +96,11 @@ def test_derivatives_of_an_analytical_first_step_are_independent_and_cost_no_cal
 
 
 def test_a_plan_that_begins_without_a_call_is_whole_from_its_own_start() -> None:
-    plan = fitted(deis.make_plan(SDE, nfe=4), iterations=3)
-    analytical = deis.make_plan(SDE, nfe=4, afs=0.5)
-    assert deis.cut_plan(analytical, SDE, start=SDE.t_start) == analytical
-    assert deis.cut_plan(plan, SDE, start=SDE.t_start) == plan
+    plan = fitted(deis.make_plan(SDE, "tab2", nfe=3))
+    plans = (plan, with_free_start(deis.make_plan(SDE, nfe=4)), deis.make_plan(SDE, nfe=4, afs=0.5))
+    assert not any(plan.calls[0] for plan in plans)
+    for whole in plans:
+        assert deis.cut_plan(whole, SDE, start=SDE.t_start) == whole
     with pytest.warns(UserWarning, match="takes its place"):
         deis.cut_plan(plan, SDE, start=0.6)
 
@@ -113,7 +108,8 @@ def test_a_plan_that_begins_without_a_call_is_whole_from_its_own_start() -> None
 def test_a_fitted_start_runs_in_somebody_elses_loop() -> None:
     from deis.run.stepwise import Stepwise
 
-    plan = fitted(deis.make_plan(SDE, nfe=4), iterations=2)
+    plan = fitted(deis.make_plan(SDE, "tab2", nfe=3), iterations=2)
+    assert plan.hands_on
     loop, x, model = Stepwise(plan, "eps"), torch.from_numpy(noise(8)), torch_model()
     for t in plan.t[:-1][plan.calls]:
         x = loop.step(model.model(x, torch.full((8,), float(t), dtype=x.dtype)), x)
