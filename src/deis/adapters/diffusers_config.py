@@ -166,7 +166,7 @@ def signature(name: str) -> dict[str, Any]:
     }
 
 
-def parameters(name: str) -> frozenset[str]:
+def _parameters(name: str) -> frozenset[str]:
     """Return the names that a configuration of a scheduler of diffusers holds."""
     return frozenset(signature(name))
 
@@ -174,7 +174,7 @@ def parameters(name: str) -> frozenset[str]:
 @cache
 def _known_keys() -> frozenset[str]:
     """Return every name that a configuration of the schedulers in `FAMILIES` may hold."""
-    return frozenset().union(*map(parameters, FAMILIES))
+    return frozenset().union(*map(_parameters, FAMILIES))
 
 
 def scheduler_of(config: Config, name: str | None = None) -> Any:
@@ -186,7 +186,7 @@ def scheduler_of(config: Config, name: str | None = None) -> Any:
         Where that class does not know the beta_schedule.
     """
     kind = getattr(diffusers, name or config["times"])
-    names = parameters(kind.__name__) & _SPACING
+    names = _parameters(kind.__name__) & _SPACING
     given = {name: config[name] for name in names if config.get(name) is not None}
     try:
         made = kind(**given)
@@ -223,15 +223,15 @@ def _levels_asked(config: Config) -> list[str]:
     return [name for name in _LEVEL_SPACINGS if config.get(name)]
 
 
-def spacing_of(config: Config) -> str:
+def _spacing_of(config: Config) -> str:
     """Return the scheduler of diffusers that spaces the times: the one that `times` names, or DPM-Solver's for what it lacks."""
     own = config.get("times", DPM)
-    return own if parameters(own).issuperset(_levels_asked(config)) else DPM
+    return own if _parameters(own).issuperset(_levels_asked(config)) else DPM
 
 
 def _unread(config: Config) -> set[str]:
     """Return the settings of spacing that neither the class that spaces the times of a configuration reads nor this library."""
-    return set(_SPACING) - parameters(spacing_of(config)) - {"final_sigmas_type", "sigma_min", "sigma_max", "use_flow_sigmas"}
+    return set(_SPACING) - _parameters(_spacing_of(config)) - {"final_sigmas_type", "sigma_min", "sigma_max", "use_flow_sigmas"}
 
 
 def names_spacing(config: Config) -> bool:
@@ -243,13 +243,13 @@ def names_spacing(config: Config) -> bool:
 
 def ends_at_data(config: Config) -> bool:
     """Tell whether the last step goes to sigma = 0, and not to the smallest noise of the training."""
-    one = config.get("set_alpha_to_one") is not False or "set_alpha_to_one" not in parameters(spacing_of(config))
+    one = config.get("set_alpha_to_one") is not False or "set_alpha_to_one" not in _parameters(_spacing_of(config))
     return one and config.get("final_sigmas_type") != "sigma_min"
 
 
 def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas: Any = None) -> Array:
     """Return the times that diffusers' scheduler of the configuration takes for so many steps, and the end; shape (steps + 1,)."""
-    scheduler = scheduler_of(config, spacing_of(config))
+    scheduler = scheduler_of(config, _spacing_of(config))
     options = {"mu": mu} if config.get("use_dynamic_shifting") and mu is not None else {}
     if is_flow(config):
         scheduler.set_timesteps(**({"num_inference_steps": steps} if sigmas is None else {"sigmas": sigmas}), **options)
@@ -360,9 +360,9 @@ def _class_of(config: Config, any_method: bool) -> str:
         Where classes of several methods have these parameters, and it matters.
     """
     names = [name for name in config if not name.startswith("_")]
-    parameters = {family: list(signature(family)) for family in FAMILIES}
-    alike = [family for family, own in parameters.items() if names[: len(own)] == own or set(names) == set(own)]
-    alike = [family for family in alike if len(parameters[family]) == max(len(parameters[name]) for name in alike)]
+    orders = {family: list(signature(family)) for family in FAMILIES}
+    alike = [family for family, own in orders.items() if names[: len(own)] == own or set(names) == set(own)]
+    alike = [family for family in alike if len(orders[family]) == max(len(orders[name]) for name in alike)]
     if len(alike) > 1 and not any_method:
         raise ValueError(f"the configuration may be that of {' or '.join(alike)}; give it _class_name, as saving it does")
     return alike[0] if alike else _OWN_CLASS
