@@ -13,6 +13,7 @@ from torch import Tensor
 import deis
 import deis.cut
 from deis.adapters.diffusers import PlanScheduler
+from deis.adapters.diffusers_config import signature
 from deis.backends.torch import combine
 from deis.machine import run_rows
 
@@ -222,6 +223,15 @@ def test_a_setting_that_flow_matching_never_had_goes_on_to_the_next_class() -> N
     assert ours.sigmas[-1] == 0
     again = diffusers.DPMSolverMultistepScheduler.from_config(ours.config)
     assert (again.config.final_sigmas_type, again.config.timestep_spacing) == ("sigma_min", "trailing")
+
+
+@pytest.mark.parametrize("name", ["LMSDiscreteScheduler", "KDPM2DiscreteScheduler"])
+def test_a_configuration_that_may_be_that_of_two_methods_is_refused(name: str) -> None:
+    """The two have the same parameters, and one that was never saved has no name; a method that is asked for settles it."""
+    config = dict(signature(name))
+    with pytest.raises(ValueError, match="may be that of LMSDiscreteScheduler or KDPM2DiscreteScheduler"):
+        PlanScheduler.from_config(config)
+    assert PlanScheduler.from_config(config, method="tab3").config.method == "tab3"
 
 
 # --- the grid of auto -----------------------------------------------------------------------------------------------------
