@@ -1,5 +1,6 @@
 """The network that ships with the library, in torch and in Flax, and the folder it is read from."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -192,6 +193,23 @@ def test_the_training_script_trains_resumes_and_writes_a_folder(tmp_path: Path) 
     x, t = torch.tensor(X_T), torch.full((20,), 0.5)
     torch.testing.assert_close(resumed(x, t), whole(x, t), rtol=0, atol=1e-6)
     assert len((tmp_path / "model.csv").read_text().splitlines()) == 2
+
+
+def test_the_second_part_of_the_training_aims_at_the_guided_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script: Any = importlib.import_module("train_mnist")
+    torch.manual_seed(0)
+    teacher = script.make_network().eval()
+    centre = script.time_of(torch.tensor([script.GUIDED_LOG_RHO_MEAN], dtype=torch.float64)).float()
+    times = 1000 * torch.cat([centre, torch.tensor([1e-3]), centre])
+    x, labels = torch.tensor(X_T[:3]), torch.tensor([3, 3, script.NULL_CLASS])
+    with torch.no_grad():
+        v, without = (teacher(x, times, c).sample for c in (labels, torch.full((3,), script.NULL_CLASS)))
+    *same, target = script.guided(teacher, (x, times, labels, torch.zeros_like(x)))
+    assert all(a is b for a, b in zip(same, (x, times, labels), strict=True))
+    torch.testing.assert_close(target[0], v[0] + script.GUIDANCE * (v[0] - without[0]))
+    torch.testing.assert_close(target[1:], v[1:], rtol=0, atol=1e-5)  # at the least noise, and for the null class
+    assert (v[:2] - without[:2]).abs().max() > 1e-3
 
 
 def test_calibrated_plans_come_with_the_network() -> None:
