@@ -8,7 +8,8 @@ python -m benchmarks.calibration report > docs/calibration.md
 The problems and the error are those of benchmarks/methods.py, and the held-out noise is its: calibration has noise of its own.
 "The best untuned" is the least error of the twelve cells (--cells) of benchmarks/results/methods_<problem>.csv that are best at
 this NFE or the nearest, which are run again here, on the same noise (they include the updates of diffusers' schedulers). The stage
-"from the untuned" starts from that of them which is best on the calibration's own noise; the others start from `auto`.
+"from the untuned" starts from that of them which is best on the calibration's own noise; the others start from `auto`. "Twice the
+calls" is the least error of the four updates and grids of diffusers that benchmarks/default.py found best at twice the evaluations.
 
 A run writes the plan of each stage to --out, and a line a stage to benchmarks/results/calibration_<problem>.csv; it keeps its
 teacher in --work, and goes on from there when it is started again. `report` prints the tables, behind benchmarks/calibration.md.
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor
 
 import deis
+from deis.methods.layout import Builder
 
-from . import methods
+from . import default, methods
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("nfe", "stage", "error", "evaluations", "seconds", "detail")
@@ -39,6 +41,7 @@ STAGES = {
     "+ gradient": ("gradient",),
     "from the untuned": ("least_squares", "gauss_newton"),
 }
+TWICE = "diffusers, twice the calls"
 ASKED = {"digits": {5: (0.4, 0.3), 8: (0.4, 0.3), 10: (0.35, 0.3)}, "mnist": dict.fromkeys((5, 8, 10), (0.6, 0.45))}
 ASKED["anime64"] = {5: (0.75, 0.6), 8: (0.65, 0.5), 10: (0.6, 0.5)}
 
@@ -88,6 +91,14 @@ def untuned(problem: methods.Problem, name: str, nfe: int, cells: int = 12) -> I
         )
 
 
+def schedulers(name: str, nfe: int) -> dict[str, tuple[Builder, None, str, float]]:
+    """Return the four updates and grids of diffusers' schedulers that benchmarks/default.py found best, as make_plan takes them."""
+    at = default.of_diffusers(default.errors(default.read(name), "scheduler", nfe))
+    best = sorted(at, key=at.__getitem__)[:4]
+    cells = {(method, grid): (build, None, phase, power) for method, grid, build, phase, power in default.cells("scheduler")}
+    return {f"{default.SCHEDULERS[method]} on {grid}": cells[method, grid] for method, grid in best}
+
+
 @dataclass(frozen=True)
 class Results:
     """The lines of one problem's measurements, and the file that they are written to."""
@@ -124,6 +135,16 @@ def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
         return methods.error(problem.run(plan), reference)
 
     print(f"reference: {time.perf_counter() - start:.0f} s", flush=True)
+    for nfe in args.nfe:
+        if "untuned" not in results.at(nfe):
+            best, detail = min((error(plan), detail) for detail, plan in untuned(problem, name, nfe, args.cells))
+            results.write(nfe, "untuned", best, detail=detail)
+            results.write(nfe, "auto", error(deis.make_plan(problem.sde, nfe=nfe)))
+        if TWICE not in results.at(nfe) and (cells := schedulers(name, 2 * nfe)):
+            best, detail = min((error(deis.make_plan(problem.sde, *cell, nfe=2 * nfe)), detail) for detail, cell in cells.items())
+            results.write(nfe, TWICE, best, detail=detail)
+    if not args.stages:
+        return
     start = time.perf_counter()
     teacher = deis.make_teacher(
         trial.model, trial.samples, condition=trial.condition, steps=trial.steps, batch=args.batch, folder=args.work / "teacher"
@@ -132,10 +153,6 @@ def run(name: str, trial: Trial, args: argparse.Namespace) -> None:
     print(f"teacher: {len(teacher.t) - 1} steps, self-error {teacher.self_error:.2g}, {made:.0f} s", flush=True)
     for nfe in args.nfe:
         plan = deis.make_plan(problem.sde, nfe=nfe)
-        if "untuned" not in results.at(nfe):
-            best, detail = min((error(plan), detail) for detail, plan in untuned(problem, name, nfe, args.cells))
-            results.write(nfe, "untuned", best, detail=detail)
-            results.write(nfe, "auto", error(plan))
         for stage in args.stages:
             plan = calibrated(plan, name, trial, teacher, stage, args)
             if stage in results.at(nfe):
@@ -178,13 +195,18 @@ def report() -> None:
     for name, asked in ASKED.items():
         results = Results.of(name)
         columns = {stage: title for stage, title in COLUMNS.items() if any(row["stage"] == stage for row in results.rows)}
-        print(f"## {name}\n\n| NFE | the best untuned | " + " | ".join(columns.values()) + " | asked for: least squares, all |")
-        print("|---" * (3 + len(columns)) + "|")
+        print(
+            f"## {name}\n\n| NFE | the best untuned | "
+            + " | ".join(columns.values())
+            + f" | {TWICE} | asked for: least squares, all |"
+        )
+        print("|---" * (4 + len(columns)) + "|")
         for nfe in sorted({int(row["nfe"]) for row in results.rows}):
             found = results.at(nfe)
             best = found["untuned"]
             cells = [str(nfe), f"{float(best['error']):.4f}, {best['detail']}"]
             cells += [cell(found[stage], best) if stage in found else "" for stage in columns]
+            cells.append(f"{float(found[TWICE]['error']):.4f}, {found[TWICE]['detail']}" if TWICE in found else "")
             print("| " + " | ".join([*cells, ", ".join(map(str, asked.get(nfe, ())))]) + " |")
         print()
 
@@ -200,7 +222,7 @@ def main() -> None:
     parser.add_argument("problem", choices=[*ASKED, "report"])
     parser.add_argument("--checkpoint", type=Path, default=Path("../shared/checkpoints/anime64"))
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 8, 10])
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["grid + least squares", "+ Gauss-Newton"])
+    parser.add_argument("--stages", nargs="*", choices=STAGES, default=["grid + least squares", "+ Gauss-Newton"])
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--cells", type=int, default=12, help="untuned methods and grids to measure again")
     parser.add_argument("--batch", type=int, default=64)

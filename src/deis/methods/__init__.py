@@ -43,7 +43,7 @@ def make_plan(
     sde : Schedule
         `VPSDE`, `SubVPSDE`, `VESDE`, `EDM`, `FlowMatching`, or another implementation of `Schedule`.
     method : str or callable
-        "auto", a predictor-corrector chosen by the measurements of docs/methods.md; any name that `get_method` knows;
+        "auto", a predictor-corrector chosen by the measurements of docs/default.md; any name that `get_method` knows;
         or a builder of your own such as ``deis.adams(clock="arctan_rho", order=2)``.
     num_step : int, optional
         The number of steps; 10 where neither it, nfe, ts nor sigmas is given. A method of s stages makes s evaluations a step;

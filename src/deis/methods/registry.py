@@ -148,7 +148,7 @@ _EXPONENTIAL = (
 REGISTRY = (
     Entry(
         "auto", _named("auto", "data", "vp_t", 1, 2),
-        "data", "vp_t", 3, "1", "the default, on one grid of noise levels for every schedule; chosen by docs/methods.md",
+        "data", "vp_t", 3, "1", "the default, on one grid of noise levels for every schedule; chosen by docs/default.md",
         ("vp_t", 2.0),
     ),
     Entry("ddim", ddim, "eps*", "any", 1, "1", "arXiv 2010.02502; degree 0 of every family; `eta=` adds noise"),
