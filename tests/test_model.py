@@ -223,7 +223,7 @@ def test_calibrated_plans_come_with_the_network() -> None:
     assert network.plan(12) == deis.make_plan(network.sde, nfe=12)
 
 
-def test_a_calibrated_plan_is_nearer_to_the_converged_digits() -> None:
+def test_every_calibrated_plan_is_nearer_to_the_converged_digits() -> None:
     network = deis.load_model()
     x_T = torch.from_numpy(np.random.default_rng(8).standard_normal((12, *network.shape), dtype=np.float32))
     model = network.conditional(np.arange(12) % 10)
@@ -232,6 +232,6 @@ def test_a_calibrated_plan_is_nearer_to_the_converged_digits() -> None:
     def error(plan: deis.Plan) -> float:
         return float((deis.sample(plan, model, x_T) - reference).square().flatten(1).mean(1).sqrt().median())
 
-    assert error(network.plan(5)) < 0.7 * min(
-        error(deis.make_plan(network.sde, method, nfe=5)) for method in ("auto", "tab3", "unipc2")
-    )
+    for nfe, plan in network.plans.items():
+        limit = 0.75 if nfe == 3 else 0.55  # 0.70 is measured at three calls, and 0.15 to 0.52 from four on
+        assert error(plan) < limit * error(deis.make_plan(network.sde, nfe=nfe)), nfe
