@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from safetensors.torch import load_file
 
 import deis
 from deis.model.flax_unet import load_flax_unet
@@ -180,11 +181,11 @@ def test_the_training_script_trains_resumes_and_writes_a_folder(tmp_path: Path) 
     images, labels = rng.integers(0, 256, (64, 28, 28), np.uint8), rng.integers(0, 10, 64)
     np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
 
-    def train(name: str, steps: int) -> str:
+    def train(name: str, steps: int, *options: str | Path) -> str:
         files = {"--data": "data.npz", "--out": name, "--state": f"{name}.pt", "--log": f"{name}.csv"}
         places = [part for option, path in files.items() for part in (option, tmp_path / path)]
         command = [sys.executable, ROOT / "training" / "train_mnist.py", *places, "--batch", "16", "--steps", str(steps)]
-        return subprocess.run([*command, "--decay", "0"], check=True, capture_output=True, text=True).stdout
+        return subprocess.run([*command, "--decay", "0", *options], check=True, capture_output=True, text=True).stdout
 
     assert "step 2:" in train("model", 2)
     assert "step 2:" not in train("model", 5)
@@ -193,6 +194,32 @@ def test_the_training_script_trains_resumes_and_writes_a_folder(tmp_path: Path) 
     x, t = torch.tensor(X_T), torch.full((20,), 0.5)
     torch.testing.assert_close(resumed(x, t), whole(x, t), rtol=0, atol=1e-6)
     assert len((tmp_path / "model.csv").read_text().splitlines()) == 2
+
+    train("same", 1, "--teacher", tmp_path / "whole", "--share", "0")
+    teacher, written = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("whole", "same"))
+    torch.testing.assert_close(written, teacher, rtol=0, atol=0)
+
+
+def test_what_is_written_lies_between_the_teacher_and_the_new_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script: Any = importlib.import_module("train_mnist")
+    teacher, new, written = (script.make_network() for _ in range(3))
+    written.load_state_dict(new.state_dict())
+    script.between(teacher, written, 0.25)
+    for first, second, found in zip(*(net.parameters() for net in (teacher, new, written)), strict=True):
+        torch.testing.assert_close(found, 0.75 * first + 0.25 * second)
+
+
+@pytest.mark.parametrize("options", [["--share", "0.5"], ["--share", "1.5", "--teacher", "model"]])
+def test_a_share_of_weights_needs_a_teacher_that_has_the_rest(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "training"))
+    script: Any = importlib.import_module("train_mnist")
+    monkeypatch.setattr(sys, "argv", ["train_mnist.py", "--data", "data.npz", "--out", "new", *options])
+    with pytest.raises(SystemExit):
+        script.parse_args()
+    assert f"--share {options[1]} must be from 0 to 1" in capsys.readouterr().err
 
 
 def test_the_second_part_of_the_training_aims_at_the_guided_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
