@@ -76,8 +76,8 @@ def anime64(args: argparse.Namespace) -> Trial:
     return Trial(methods.anime64(args.checkpoint), deis.Denoiser(net, sde), x_T, None, 1 / 3, 145)
 
 
-def untuned(problem: methods.Problem, name: str, nfe: int, cells: int = 12) -> Iterator[tuple[str, deis.Plan]]:
-    """Yield the methods and grids that were best where they were measured: at this NFE or the nearest."""
+def untuned(problem: methods.Problem, name: str, nfe: int, cells: int | None = 12) -> Iterator[tuple[str, deis.Plan]]:
+    """Yield the methods and grids that were best where they were measured, at this NFE or the nearest; all if cells is None."""
     rows = list(csv.DictReader((RESULTS / f"methods_{name}.csv").open()))
     nearest = min((int(row["nfe"]) for row in rows), key=lambda measured: abs(measured - nfe))
     rows = sorted((row for row in rows if int(row["nfe"]) == nearest), key=lambda row: float(row["error"]))[:cells]

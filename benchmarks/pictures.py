@@ -32,7 +32,7 @@ def strips(nfes: list[int]) -> list[tuple[str, NDArray[np.float32]]]:
     best = {int(row["nfe"]): row["detail"] for row in rows if row["stage"] == "untuned"}
     found = []
     for nfe in nfes:
-        every = calibration.untuned(methods.mnist(1), "mnist", nfe, cells=10**6)
+        every = calibration.untuned(methods.mnist(1), "mnist", nfe, cells=None)
         found.append((f"{nfe} calls, untuned: {best[nfe]}", next(plan for detail, plan in every if detail == best[nfe])))
         found.append((f"{nfe} calls, calibrated", network.plan(nfe)))
     found.append(("converged, 200 calls", deis.make_plan(network.sde, "tab3", 200, "t", 1.0)))
