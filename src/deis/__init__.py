@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .model.threshold import dynamic_threshold, static_threshold
     from .norm import measure_norm
     from .plan import Plan, load_plan
-    from .run import sample
+    from .run import encode, invert, sample
     from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 
 __version__ = "0.1.0"
@@ -30,8 +30,8 @@ __all__ = [
     "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
     "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "calibrate", "calibrate_family",
     "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan", "dynamic_threshold",
-    "edm_preconditioned",
-    "exponential_rk", "get_method", "guided", "load_model", "load_plan",
+    "edm_preconditioned", "encode",
+    "exponential_rk", "get_method", "guided", "invert", "load_model", "load_plan",
     "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
 
@@ -54,7 +54,7 @@ _HOME = {
         "model.threshold": "dynamic_threshold static_threshold",
         "norm": "measure_norm",
         "plan": "Plan load_plan",
-        "run": "sample",
+        "run": "encode invert sample",
         "sde": "EDM VESDE VPSDE FlowMatching Schedule SubVPSDE",
     }.items()
     for name in names.split()

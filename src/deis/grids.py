@@ -1,4 +1,4 @@
-"""Time grids: decreasing float64 arrays of num_step + 1 times, from a schedule's start to its end."""
+"""Time grids: float64 arrays of num_step + 1 times, from a schedule's start down to its end; encoding runs them backwards."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def _infinite(log_rho: Array, ts_phase: str) -> Flags:
     return np.isposinf(log_rho) | (np.isneginf(log_rho) & (ts_phase == "log"))
 
 
-def custom_grid(sde: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None) -> Array:
+def custom_grid(sde: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | None = None, rising: bool = False) -> Array:
     """Return the user's own times, or the times of the user's own noise levels sigma/alpha, checked.
 
     Raises
     ------
     ValueError
-        Where both or neither are given, or they are not at least two strictly decreasing numbers at which the schedule is
-        defined.
+        Where both or neither are given, or they are not at least two numbers at which the schedule is defined, strictly decreasing,
+        or with `rising` increasing.
     """
     if (ts is None) == (sigmas is None):
         raise ValueError("give either ts (times) or sigmas (noise levels sigma/alpha), not both")
@@ -119,10 +119,12 @@ def custom_grid(sde: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | 
     values = array(argument, given)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"{argument} must have shape (num_step + 1,) with at least one step, and has shape {values.shape}")
+    values = values[::-1] if rising else values
     if not np.isfinite(values).all() or not (np.diff(values) < 0).all():
-        raise ValueError(f"{argument} must be finite and decrease strictly, from noise to data, and is {values.tolist()}")
+        wanted = "increase strictly, from data to noise" if rising else "decrease strictly, from noise to data"
+        raise ValueError(f"{argument} must be finite and {wanted}, and is {np.asarray(given).tolist()}")
     if sigmas is not None and values[-1] < 0:
-        raise ValueError(f"sigmas must be at least 0, and ends at {values[-1]!r}")
+        raise ValueError(f"sigmas must be at least 0, and the least is {values[-1]!r}")
     times = values if sigmas is None else sde.t_of_rho(values)
     last = np.inf if sde.num_times is None else sde.num_times - 1
     with np.errstate(all="ignore"):
@@ -132,7 +134,7 @@ def custom_grid(sde: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | 
             f"{argument}={values.tolist()} leaves the schedule {sde.name}, whose times lie in [0, {last}], or repeats one of "
             "its noise levels; leave such times out"
         )
-    return times
+    return times[::-1].copy() if rising else times
 
 
 def _refuse_infinite(log_rho: Array, ts_phase: str, sde: Schedule) -> None:

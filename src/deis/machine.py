@@ -60,18 +60,19 @@ def run_rows(
     observe: Callable[[int, State], Any] | None = None,
     add_noise: AddNoise[State] | None = None,
     history: tuple[State, ...] = (),
+    base: State | None = None,
 ) -> State:
     """Run rows on x; see `deis.Plan` for the equations.
 
     `predict(i, x)` returns the prediction of row i, which calls, in the plan's form; `observe(i, x)` is told the state after row i;
-    `history` holds the predictions of rows before these, newest first, where there were some.
+    `history` holds the predictions of rows before these, newest first, where there were some, and `base` is x unless it is given.
 
     Raises
     ------
     ValueError
         Where a row adds noise and `add_noise` is missing.
     """
-    base: State = x
+    base = x if base is None else base
     window = len(rows[0].keep_p)
     for i, row in enumerate(rows):
         history = (predict(i, x) if row.calls else guessed(row, x, combine), *history)

@@ -52,7 +52,7 @@ class Plan:
     ----------
     t : array of shape (n + 1,)
         The time that the network is told in each evaluation; t[0] is where the sample starts, t[n] where it ends. In a fitted plan
-        the times between are near those of the states, no more.
+        the times between are near those of the states, no more. Times fall from noise to data, or rise in a plan that encodes.
     alpha, sigma : arrays of shape (n + 1,)
         The schedule at these times.
     keep_x, next_x : arrays of shape (n,)
@@ -79,14 +79,17 @@ class Plan:
     Raises
     ------
     ValueError
-        Where the shapes disagree, a number is not finite, times do not decrease from step to step (within one, noise may raise
-        them, and a stage may look ahead as far as the end of the next step), a row uses a prediction from before the first or
-        makes one that nothing uses, or the table does not carry alpha x_0 + sigma eps exactly from each time to the next, where
-        independent noise adds in squares. That last test, for constant x_0 and eps, is the partition of unity of every method
-        at once; a fitted plan is free of it.
+        Where the shapes disagree, a number is not finite, times turn back from step to step (within one, noise may raise
+        them, and a stage may look ahead as far as the end of the next step), a plan that encodes adds noise, a row uses a
+        prediction from before the first or makes one that nothing uses, or the table does not carry alpha x_0 + sigma eps exactly
+        from each time to the next, where independent noise adds in squares. That last test, for constant x_0 and eps, is the
+        partition of unity of every method at once; a fitted plan is free of it.
 
     Notes
     -----
+    A row without a call whose guess is 1 puts x itself among the predictions, so that later rows may use past states: the exactly
+    invertible methods do. A plan that takes such a method back begins with two states, see `pair`.
+
     The arrays are read-only and a plan hashes by its content, so that it may be shared by threads, closed over by a jitted
     function or passed to one as a static argument.
     """
@@ -161,6 +164,31 @@ class Plan:
         row = self.rows[0]
         moves = (row.keep_x, row.next_x, row.guess, *row.keep_p, *row.next_p) != (1, 1, *[0] * (1 + 2 * self.window))
         return not (row.calls or row.accepts or moves)
+
+    @cached_property
+    def pair(self) -> bool:
+        """Whether the plan begins with two states, x and as base the one after it: its first row passes from x to base."""
+        row = self.rows[0]
+        passes = (row.keep_x, row.next_x, row.guess, *row.keep_p, *row.next_p) == (1, 1, 1, *[0] * (2 * self.window))
+        return passes and row.accepts and not row.calls
+
+    @property
+    def direction(self) -> str:
+        """Where the plan leads: "decode" from noise to data, where times fall, or "encode" from data to noise, where they rise."""
+        return "encode" if self.t[-1] > self.t[0] else "decode"
+
+    def reverse(self) -> Plan:
+        """Return the plan that takes the last two states of this one back to its first, exactly; `deis.invert` runs it.
+
+        Step i of an exactly invertible method is x_{i+1} = a_i x_{i-1} + b_i x_i + c_i p_i, which solved for x_{i-1} calls the
+        network at the same states as before, and so finds them again to rounding.
+
+        Raises
+        ------
+        ValueError
+            Where the method is not exactly invertible: "bdia" and "belm" are.
+        """
+        return _reverse(self)
 
     @property
     def window(self) -> int:
@@ -280,6 +308,11 @@ load_plan = Plan.load
 
 
 def _check_shapes(plan: Plan) -> None:
+    if plan.t.size and plan.t[-1] > plan.t[0] and (plan.keep_z != 0).any():
+        raise ValueError(
+            f"the plan {plan.method!r} rises from t={plan.t[0].item()!r} to {plan.t[-1].item()!r} and adds noise; from data to "
+            "noise the way is deterministic: use a method without noise, such as 'tab3', or eta=0 or tau=0"
+        )
     for name, ndim in TABLES.items():
         values = getattr(plan, name)
         if values.ndim != ndim:
@@ -319,12 +352,13 @@ def _check_flags(plan: Plan) -> None:
 
 def _check_times(plan: Plan) -> None:
     step: Indices = np.cumsum(plan.accepts) - plan.accepts  # of each row
-    falls = bool((np.diff(plan.ts) < 0).all())
-    within = plan.t[:-1] >= plan.ts[np.minimum(step + 2, plan.num_step)]
+    rises = plan.direction == "encode"
+    t, ts = (-plan.t, -plan.ts) if rises else (plan.t, plan.ts)
+    within = t[:-1] >= ts[np.minimum(step + 2, plan.num_step)]
     if not plan.stochastic:  # noise may raise the time within a step
-        within &= plan.t[:-1] <= plan.ts[step]
-    if not falls:
-        raise ValueError(f"t must decrease from step to step, and the steps are at {plan.ts.tolist()}")
+        within &= t[:-1] <= ts[step]
+    if not (np.diff(ts) < 0).all():
+        raise ValueError(f"t must {'increase' if rises else 'decrease'} from step to step, and the steps are at {plan.ts.tolist()}")
     if not within.all():
         raise ValueError(f"t of every stage must lie within its step or the next, and t is {plan.t.tolist()}")
     if plan.discrete and (plan.t != np.rint(plan.t)).any():
@@ -333,6 +367,8 @@ def _check_times(plan: Plan) -> None:
         raise ValueError("alpha and sigma must be at least 0, and not both 0 at one time")
     if plan.form == "eps" and plan.alpha[0] == 0:
         raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={plan.t[0].item()!r}; use form='data', or start later")
+    if plan.form == "data" and plan.sigma[0] == 0:
+        raise ValueError(f"form='data' has no meaning where sigma is 0, at t={plan.t[0].item()!r}; use form='eps', or start later")
 
 
 def _check_use(plan: Plan) -> None:
@@ -349,26 +385,60 @@ def _check_use(plan: Plan) -> None:
 
 def _check_transport(plan: Plan) -> None:
     """Run the table on x = alpha x_0 + sigma eps for constant x_0 and eps, as (alpha, sigma); every consistent method is exact."""
-    states: list[Array] = []
-    p = np.array([0.0, 1.0]) if plan.form == "eps" else np.array([1.0, 0.0])
     exact = np.stack([plan.alpha, plan.sigma], axis=1)
-
-    def add_noise(keep_z: float, x: Array) -> Array:
-        return np.array([x[0], np.hypot(x[1], keep_z)])
-
-    rows = [row._replace(calls=True) for row in plan.rows]  # a guess of p is another matter
-    with np.errstate(all="ignore"):
-        run_rows(rows, lambda i, x: p, combine, exact[0], lambda i, x: states.append(x), add_noise)
-        error = np.abs(np.stack(states) - exact[1:]) / exact.max(axis=0)
     # A polynomial far outside its nodes has weights of millions, whose own rounding is not an inconsistency.
     weight = np.maximum.accumulate(np.abs(plan.keep_p).sum(axis=1) + np.abs(plan.next_p).sum(axis=1))
-    wrong = ~(error.max(axis=1) < 1e-9 + 1e-13 * weight)
-    if wrong.any():
+    for past in {bool((plan.guess == 1).any()), False}:  # a guess of 1 is x itself, and may be one of p
+        states = _transported(plan, exact, past)
+        with np.errstate(all="ignore"):
+            error = np.abs(states - exact[1:]) / exact.max(axis=0)
+        wrong = ~(error.max(axis=1) < 1e-9 + 1e-13 * weight)
+        if not wrong.any():
+            break
+    else:
         i = int(np.argmax(wrong))
         raise ValueError(
             f"row {i} is inconsistent: from alpha x_0 + sigma eps it goes to {states[i].tolist()} in place of "
             f"(alpha, sigma)={exact[i + 1].tolist()} at t={plan.t[i + 1].item()!r}; check keep_x, keep_p, keep_z, next_x and next_p"
         )
+
+
+def _transported(plan: Plan, exact: Array, past: bool) -> Array:
+    """Return the states after each row, where guesses stand for the prediction, except with `past` those of 1 for x itself."""
+    states: list[Array] = []
+    p = np.array([0.0, 1.0]) if plan.form == "eps" else np.array([1.0, 0.0])
+
+    def add_noise(keep_z: float, x: Array) -> Array:
+        return np.array([x[0], np.hypot(x[1], keep_z)])
+
+    rows = [row._replace(calls=not (past and row.guess == 1)) for row in plan.rows]
+    base = exact[1] if plan.pair else None
+    with np.errstate(all="ignore"):
+        run_rows(rows, lambda i, x: p, combine, exact[0], lambda i, x: states.append(x), add_noise, base=base)
+    return np.stack(states)
+
+
+def _reverse(plan: Plan) -> Plan:
+    """See `Plan.reverse`."""
+    steps = np.flatnonzero(plan.guess == 1)  # the second row of each step, which keeps
+    a, b, c = plan.keep_p[steps[1:], 2:3], plan.keep_x[steps[1:]], plan.keep_p[steps[1:], 1:2]
+    two_rows = len(plan.rows) == 2 * len(steps) and plan.window == 4 and bool((plan.calls == (plan.guess == 0)).all())
+    if plan.pair or not two_rows or len(steps) < 2 or not (a != 0).all():
+        raise ValueError(
+            f"the plan {plan.method!r} of {plan.num_step} steps cannot be reversed exactly; use 'bdia' or 'belm' in two steps or "
+            "more. deis.make_plan(..., direction='encode') has the way back, to its error, of every method"
+        )
+    n = 2 * len(b) + 1
+    keep_x, keep_p, guess, accepts = np.ones(n), np.zeros((n, 4)), np.zeros(n), np.zeros(n, dtype=bool)
+    keep_x[2::2], keep_p[2::2, 1:2], keep_p[2::2, 2:3] = (-b / a[:, 0])[::-1], (-c / a)[::-1], (1 / a)[::-1]
+    guess[::2], accepts[::2] = 1.0, True
+    columns: dict[str, Any] = {"keep_x": keep_x, "keep_p": keep_p, "guess": guess, "accepts": accepts, "calls": guess == 0}
+    columns |= {"next_x": np.ones(n), "next_p": np.zeros((n, 4))}
+    for name in ("t", "alpha", "sigma"):
+        ends = getattr(plan, name)[np.append(steps, len(plan.rows))][::-1]
+        columns[name] = np.concatenate([ends[:1], np.repeat(ends[1:-1], 2), ends[-1:]])
+    texts = {name: getattr(plan, name) for name in ("form", "discrete", "grid", "schedule")}
+    return Plan(**columns, **texts, method=f"{plan.method} reversed")
 
 
 def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:

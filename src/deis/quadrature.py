@@ -1,6 +1,6 @@
 """The one integral of the library: a polynomial through past predictions, integrated against the noise schedule.
 
-For a step from time s to time t < s, with lambda = log rho, the weight of the prediction at node j is
+For a step from time s to time t, with lambda = log rho, the weight of the prediction at node j is
 
     eps form :   alpha(t) * integral over [rho(s), rho(t)] of l_j(u) d(rho)
     data form:   sigma(t) * integral over [1/rho(s), 1/rho(t)] of l_j(u) d(1/rho)
@@ -56,9 +56,9 @@ def lagrange_integrals(
     node_t : array of shape (steps, k)
         The times of the predictions, newest first.
     start, end : arrays of shape (steps,)
-        The times s > t of each step.
+        The times s and t of each step; t < s towards the data, and t > s towards the noise.
     tau : float or array of shape (steps,)
-        The rate of renewal of the noise; the data form only.
+        The rate of renewal of the noise; the data form only, and steps towards the data.
     norm : callable, optional
         c(t): the polynomials go through p_j / c(t_j), and their sum is multiplied by c again (arXiv 2311.00157).
 
@@ -69,15 +69,18 @@ def lagrange_integrals(
         1/rho(s)), or with tau alpha(t) (1 - (rho(t)/rho(s))^(1 + tau^2)).
     """
     power = np.ones(len(start)) if form == "eps" else np.broadcast_to(1 + np.square(tau), start.shape)
-    high, low, alpha = sde.log_rho(start), sde.log_rho(end), sde.alpha(end)
+    from_, to = sde.log_rho(start), sde.log_rho(end)
+    low, high = np.minimum(from_, to), np.maximum(from_, to)
+    rises = to > from_
     if form == "eps":
+        # At alpha = 0 the weight d(rho) gathers at the end itself, and any far point stands for it.
+        high = np.minimum(high, np.maximum(low, 0.0) + 2 * _REACH)
         low = np.maximum(low, high - _REACH)
-        scale = -alpha * np.exp(high)
-    else:
-        # At sigma = 0 the weight d(1/rho) gathers at the end itself, and any far point stands for it.
+        scale = np.where(rises, sde.sigma(end), -sde.alpha(end) * np.exp(np.where(rises, 0.0, high)))
+    else:  # so it does at sigma = 0 the weight d(1/rho)
         low = np.maximum(low, np.minimum(high, 0.0) - 2 * _REACH)
         high = np.minimum(high, low + _REACH / power)
-        scale = alpha
+        scale = np.where(rises, -sde.sigma(end) * np.exp(-np.where(rises, low, 0.0)), sde.alpha(end))
     row, left, right = _panels(low, high, sde.kinks())
     half = (right - left)[:, None] / 2
     log_rho = (right + left)[:, None] / 2 + half * POINTS

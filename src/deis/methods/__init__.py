@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import function, kind, number, whole
+from ..arguments import function, kind, number, one_of, whole
 from ..arrays import Array
 from ..grids import DEFAULT_ORDER, custom_grid, has_grid, make_grid
 from ..plan import Plan
@@ -34,6 +35,7 @@ def make_plan(
     ts: ArrayLike | None = None,
     sigmas: ArrayLike | None = None,
     afs: float | None = None,
+    direction: str = "decode",
     **options: Any,
 ) -> Plan:
     """Build a plan from a noise schedule, a method and a time grid.
@@ -56,26 +58,29 @@ def make_plan(
         cheaper steps.
     ts, sigmas : array of shape (num_step + 1,), optional
         Instead of a grid: your own times, or your own noise levels sigma/alpha (what k-diffusion and most schedulers call
-        sigmas), decreasing.
+        sigmas), decreasing, or increasing to encode.
     afs : float, optional
         The standard deviation c of the data, to save the first evaluation: its prediction is replaced by that for Gaussian data
         of mean 0, eps = sigma x / (alpha^2 c^2 + sigma^2) (the analytical first step, arXiv 2210.05475).
+    direction : {"decode", "encode"}
+        From noise to data, or on the same grid the other way, for `deis.encode`: every method without noise does both.
     options
         Passed to the method of the name, such as lower_order_final=True, corrector=2, tau=0.5, eta=1.0 or norm=c.
 
     Raises
     ------
     ValueError
-        For an unknown method or grid, for a method that has no meaning on the schedule, and for a budget that the method cannot
-        meet; each says what to give instead.
+        For an unknown method or grid, for a method that has no meaning on the schedule, for one that adds noise if the plan is to
+        encode, and for a budget that the method cannot meet; each says what to give instead.
     """
     check_schedule(sde)
+    rising = one_of("direction", direction, ("decode", "encode")) == "encode"
     afs = None if afs is None else number("afs", afs, above=0, hint="it is the standard deviation of the data")
     nfe = None if nfe is None else whole("nfe", nfe)
     num_step = None if num_step is None else whole("num_step", num_step)
     build, default_grid = _resolve(method, options)
-    given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas)
-    end = sde.t_end if given is None else given[-1]
+    given = None if ts is None and sigmas is None else custom_grid(sde, ts, sigmas, rising)
+    end = (sde.t_start if rising else sde.t_end) if given is None else given[-1]
     counts = None if nfe is None else evaluations_of_steps(build, nfe, bool(sde.sigma(end) == 0), saves=afs is not None)
     steps = _agree(num_step, counts, None if given is None else given[1:])
     if given is not None:
@@ -85,7 +90,9 @@ def make_plan(
         phase = own[0] if ts_phase is None else ts_phase
         order = own[1] if ts_order is None and phase == own[0] else ts_order
         times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
-    plan = build(sde, times, grid, counts) if isinstance(build, StagedBuilder) else build(sde, times, grid)
+        times = times[::-1].copy() if rising else times
+    with np.errstate(invalid="ignore") if rising else nullcontext():  # noise upwards is the square root of less than 0
+        plan = build(sde, times, grid, counts) if isinstance(build, StagedBuilder) else build(sde, times, grid)
     kind("the result of method", plan, Plan, "a deis.Plan,")
     plan = plan if afs is None else _analytical_first_step(plan, afs)
     if nfe is not None and plan.nfe != nfe:

@@ -13,7 +13,7 @@ from ..quadrature import POINTS, WEIGHTS
 from ..sde import Schedule
 from .clocks import CLOCKS
 from .layout import Builder, multistep_plan
-from .step import step_degrees
+from .step import rises, step_degrees
 
 Scaler = Callable[[Array], Array]
 """P(rho): x / (alpha P) is what a step keeps, so that rho is that of the probability flow, rho^2 that of the reverse diffusion."""
@@ -53,6 +53,8 @@ def er_sde(stages: int = 3, scaler: Scaler = scale_5) -> Builder:
     name = f"er_sde(stages={stages})" if scaler is scale_5 else f"er_sde(stages={stages}, custom scaler)"
 
     def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        if rises(ts):
+            raise ValueError(f"{name!r} adds noise, and from data to noise the way is deterministic; use a method such as 'tab3'")
         alpha, sigma, rho = sde.alpha(ts), sde.sigma(ts), sde.rho(ts)
         scale = _scale(scaler, rho)
         shrink = scale[1:] / scale[:-1]

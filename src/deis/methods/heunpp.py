@@ -10,7 +10,7 @@ from ..arrays import Array
 from ..plan import Plan
 from ..sde import Schedule
 from .layout import laid_out
-from .step import choose_form
+from .step import choose_form, rises
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class HeunPP2:
     """ComfyUI's heunpp2, a builder of plans: three evaluations a step, two in the last but one, and one in the last.
 
     From t_i Euler's steps in rho go over t_{i+1} and t_{i+2} and find eps_0, eps_1, eps_2; then x_{i+1} / alpha is x_i / alpha
-    + (rho_{i+1} - rho_i) sum_k w_k eps_k, where w_k = rho_{i+k} / (n rho_0), k > 0, of n slopes, is relative to the first level
-    of the whole grid, and w_0 what is missing of 1. So the weights do not follow the step, and its order is 1. The third
+    + (rho_{i+1} - rho_i) sum_k w_k eps_k, where w_k = rho_{i+k} / (n max rho), k > 0, of n slopes, is relative to the noisiest
+    level of the whole grid, and w_0 what is missing of 1. So the weights do not follow the step, and its order is 1. The third
     evaluation lies beyond the end of its step.
     """
 
@@ -30,7 +30,7 @@ class HeunPP2:
 
     def __call__(self, sde: Schedule, ts: Array, grid: str, counts: list[int] | None = None) -> Plan:
         """Build the plan of the grid, with the given number of evaluations in each step."""
-        choose_form(sde, ts[:1], "eps")
+        choose_form(sde, ts[[0, -1]][:: -1 if rises(ts) else 1], "eps")
         alpha, rho, n = sde.alpha(ts), sde.rho(ts), len(ts) - 1
         sizes = [min(3, n - i) for i in range(n)] if counts is None else counts
         step = np.repeat(np.arange(n), sizes)
@@ -40,7 +40,7 @@ class HeunPP2:
         for row, (i, k) in enumerate(zip(step, stage, strict=True)):
             weights = np.diff(rho[i : i + k + 2])  # of Euler's steps
             if last[row]:
-                weights = rho[i : i + k + 1] / ((k + 1) * rho[0])
+                weights = rho[i : i + k + 1] / ((k + 1) * rho.max())
                 weights[0] = 1 - weights[1:].sum()
                 weights *= rho[i + 1] - rho[i]
             c_p[row, : k + 1] = weights[::-1]

@@ -68,7 +68,7 @@ def ipndm_v(order: int) -> Builder:
         rho = sde.rho(ts)
         shares = np.zeros((len(psi), min(order, len(psi))))
         for i in range(len(psi)):
-            size = min(order, i + 1) if rho[i + 1] > 0 else 1
+            size = min(order, i + 1) if 0 < rho[i + 1] < np.inf else 1
             shares[i, :size] = _published_shares(np.diff(rho[i + 1 - size : i + 2])[::-1])
         return multistep_plan(sde, ts, form, psi, c_0[:, None] * shares, f"ipndm_v{order}", grid, fitted=fitted)
 

@@ -21,7 +21,7 @@ from .clocks import CLOCKS
 from .layout import Builder, laid_out, multistep_plan
 from .noise import check_noise
 from .norms import fitted_to, normed
-from .step import check_eta, check_tau, first_order, step_degrees, transport
+from .step import check_eta, check_tau, first_order, rises, step_degrees, transport
 
 Solver = Literal["midpoint", "heun"]
 _SOLVERS = ("midpoint", "heun")
@@ -92,7 +92,8 @@ def _dpm_step(sde: Schedule, ts: Array, form: Form, tau: float, name: str) -> tu
         raise ValueError(
             f"{name!r} adds noise in its last step, and cannot end at sigma = 0; end at the smallest noise of the schedule"
         )
-    keep_z = tau * sde.alpha(ts[1:]) * np.sqrt((rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:]))
+    fall = (rho[:-1] - rho[1:]) * (rho[:-1] + rho[1:])
+    keep_z = tau * sde.alpha(ts[1:]) * np.sqrt(fall) if tau else np.zeros_like(psi)
     return psi, (1 + tau**2) * c_0, keep_z, 1.0
 
 
@@ -152,9 +153,10 @@ class GridStages:
     def __call__(self, sde: Schedule, ts: Array, grid: str) -> Plan:
         """Build the plan of a grid."""
         log_rho, scale = sde.log_rho(ts), sde.alpha(ts) if self.form == "eps" else sde.sigma(ts)
-        if np.isposinf(log_rho[0]):
+        infinite = np.isposinf(log_rho) | (np.isinf(log_rho) & rises(ts))
+        if infinite.any():
             raise ValueError(
-                f"{self.name!r} has stages in log rho, which is infinite at t={ts[0].item()!r}; use a multistep method"
+                f"{self.name!r} has stages in log rho, which is infinite at t={ts[infinite][0].item()!r}; use a multistep method"
             )
         orders = self._orders(len(ts) - 1, bool(np.isneginf(log_rho[-1])))
         accepts = np.append(orders[1:] == 1, True)

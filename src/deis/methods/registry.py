@@ -6,21 +6,28 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+import numpy as np
 
 from ..arguments import kind
+from ..arrays import Array
+from ..plan import Plan
 from ..quadrature import Form
+from ..sde import Schedule
 from .adams import adams
 from .ancestral import ancestral_rf, by_log_rho, by_log_sigma, ddim_noise, flow_noise, res_multistep_ancestral, tcd, two_stage
 from .er_sde import er_sde
 from .exponential import EXPONENTIAL_TABLEAUX, dpm_fast, dpm_singlestep, exponential_rk
 from .heunpp import HeunPP2
+from .invertible import bdia, belm
 from .ipndm import gradient_estimation, ipndm, ipndm_v
 from .layout import Builder
 from .parallel import parallel_adams
 from .published import GridStages, dpm_multistep, unipc
 from .runge_kutta import TABLEAUX, rho_rk
 from .seeds import dpmpp_sde, seeds_2, seeds_3
+from .step import rises
 from .stochastic import ddim, edm_heun, renoise
 
 
@@ -100,6 +107,16 @@ def _of_tableau(name: str) -> int:
     return TABLEAUX[name].order
 
 
+def _auto(**options: Any) -> Builder:
+    by_form = {form: adams(form, "vp_t", 1, 2, **{"name": "auto"} | options) for form in get_args(Form)}
+
+    def build(sde: Schedule, ts: Array, grid: str) -> Plan:
+        # Clean data, from where a plan may rise, have no direction in the data form.
+        return by_form["eps" if rises(ts) and np.isneginf(sde.log_sigma(ts[0])) else "data"](sde, ts, grid)
+
+    return build
+
+
 def _lms(order: int, **options: Any) -> Builder:
     if order < 1:
         raise ValueError(f"method='lms{order}' is unknown: lms has the orders 1, 2, ...")
@@ -147,7 +164,7 @@ _EXPONENTIAL = (
 
 REGISTRY = (
     Entry(
-        "auto", _named("auto", "data", "vp_t", 1, 2),
+        "auto", _auto,
         "data", "vp_t", 3, "1", "the default, on one grid of noise levels for every schedule; chosen by docs/default.md",
         ("vp_t", 2.0),
     ),
@@ -276,6 +293,8 @@ REGISTRY = (
         "ipndm_v<q>", ipndm_v,
         "eps", "rho", _ipndm_v, "1", "as ComfyUI has it; q from 1 to 3, of order q, or 4, of 2; `lms<q>` is exact",
     ),
+    Entry("bdia", bdia, "eps*", "none", 2, "1", "arXiv 2307.10829, exactly invertible; `gamma=`, of order 1 below 1"),
+    Entry("belm", belm, "eps*", "none", 2, "1", "O-BELM, arXiv 2410.07273, exactly invertible"),
     Entry("heunpp2", HeunPP2, "eps", "none", 1, "3, 2, 1 at the end", "ComfyUI; its weights follow the first rho, not the step"),
 )  # fmt: skip
 

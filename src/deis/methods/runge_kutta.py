@@ -174,9 +174,10 @@ def rho_rk(tableau: str | ButcherTableau) -> SingleStep:
 def tableau_steps(sde: Schedule, start: Array, end: Array, *, tableau: ButcherTableau) -> Steps:
     """Return the steps of a Butcher tableau in rho, eps form."""
     rho, rho_end = sde.rho(start), sde.rho(end)
-    if not np.isfinite(rho).all():
+    if not (np.isfinite(rho).all() and np.isfinite(rho_end).all()):
+        t, cure = (start[0], "start later") if np.isinf(rho[0]) else (end[-1], "end earlier")
         raise ValueError(
-            f"rhoRK integrates in rho = sigma/alpha, infinite at t={start[0].item()!r} where alpha is 0; start later, or use 'tab3'"
+            f"rhoRK integrates in rho = sigma/alpha, infinite at t={t.item()!r} where alpha is 0; {cure}, or use 'tab3'"
         )
     h = (rho_end - rho)[:, None]
     with np.errstate(divide="ignore"):

@@ -46,8 +46,8 @@ def stage_times(sde: Schedule, start: Array, end: Array, c: Sequence[float]) -> 
     if len(c) > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
         t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
         raise ValueError(
-            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later, or use "
-            "a multistep method such as 'dpmpp_2m', or with noise 'sde_dpmpp_2m'"
+            f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later or end earlier, or use "
+            "a multistep method such as 'tab3' or 'dpmpp_2m', or with noise 'sde_dpmpp_2m'"
         )
     ends = {0.0: start, 1.0: end}
     return np.stack([ends[c_k] if c_k in ends else sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c], axis=1)

@@ -39,12 +39,22 @@ def choose_form(sde: Schedule, ts: Array, form: Form | None = None) -> Form:
     Raises
     ------
     ValueError
-        For "eps" at alpha = 0, where it says nothing of the state.
+        For "eps" at alpha = 0 and "data" at sigma = 0, where they say nothing of the state.
     """
     at_zero = bool(np.isneginf(sde.log_alpha(ts[:1])).any())
     if at_zero and form == "eps":
         raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={ts[0].item()!r}; use the data form, or start later")
+    if form == "data" and bool(np.isneginf(sde.log_sigma(ts[:1])).any()):
+        raise ValueError(
+            f"form='data' has no meaning where sigma is 0, at t={ts[0].item()!r}, from where this plan rises; use a method of the "
+            "eps form, such as 'tab3', or begin at a little noise"
+        )
     return form or ("data" if at_zero else "eps")
+
+
+def rises(ts: Array) -> bool:
+    """Tell whether a grid runs from data to noise."""
+    return bool(ts[-1] > ts[0])
 
 
 def transport(sde: Schedule, ts: Array, form: Form, tau: Array | float = 0.0) -> tuple[Array, Array]:
@@ -75,7 +85,7 @@ def step_degrees(
     degrees = np.minimum(order, np.maximum(usable - 1, 0))
     if lower_order_final:
         degrees = np.minimum(degrees, n - 1 - np.arange(n))
-    if not finite[-1] and (form == "data" or ahead):
+    if not finite[-1] and (form == "data" or ahead or rises(ts)):
         degrees[-1] = 0
     return degrees
 

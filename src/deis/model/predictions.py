@@ -245,6 +245,8 @@ class Denoiser:
     threshold : callable, optional
         x_0 -> x_0, applied to the predicted data at every evaluation, as `deis.static_threshold` and
         `deis.dynamic_threshold` make.
+    shape : tuple of int or None, optional
+        Of one sample, where it is known, with None for a side that may have any length; given data are compared with it.
 
     Raises
     ------
@@ -258,6 +260,7 @@ class Denoiser:
     sde: Schedule
     predicts: str = "eps"
     threshold: Callable[[Any], Any] | None = None
+    shape: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         check_model("model", self.model)
@@ -341,6 +344,20 @@ class Denoiser:
             return _linear(m, x, *coefficients(predicts, target, level.alpha, level.sigma))
         except ZeroDivisionError:
             return 0 * x
+
+
+def check_sample(argument: str, x: Any, model: Any) -> None:
+    """Raise ValueError where data have not the shape of the samples of a model that tells it."""
+    check_state(argument, x)
+    shape = getattr(model, "shape", None)
+    if not isinstance(shape, tuple):
+        return
+    own = tuple(x.shape[1:])
+    if len(own) != len(shape) or any(side not in (None, length) for side, length in zip(shape, own, strict=True)):
+        wanted = tuple("any" if side is None else side for side in shape)
+        raise ValueError(
+            f"{argument} has samples of shape {own}, and those of the model have {wanted}; resize them, or add the axis of channels"
+        )
 
 
 def checked_output(call: str, m: Any, x: Any, level: Any = None) -> Any:

@@ -92,9 +92,14 @@ class Pretrained:
         if labels is None:
             if guidance != 1:
                 raise ValueError(f"guidance={guidance!r} needs labels to guide to; give them, or guidance=1")
-            return Denoiser(self, self.sde, self.predicts, threshold)
+            return Denoiser(self, self.sde, self.predicts, threshold, self._sides)
         model = classifier_free(self._evaluate, *self._conditions(labels), guidance, rescale=rescale, interval=interval)
-        return Denoiser(model, self.sde, self.predicts, threshold)
+        return Denoiser(model, self.sde, self.predicts, threshold, self._sides)
+
+    @property
+    def _sides(self) -> tuple[int | None, ...]:
+        """The shape of a sample; networks of latents take other sides than those they were trained at."""
+        return self.shape if self.decode is None else (self.shape[0], None, None)
 
     def _conditions(self, labels: Any) -> tuple[Any, Any]:
         """Return what the network takes for labels, and for none."""

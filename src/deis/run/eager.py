@@ -35,7 +35,8 @@ def run_eager(plan: Plan, predictor: Predictor, x_T: Any, options: Options) -> A
         if options.parallel:
             x = _run_groups(plan, predictor, keep[0], options, observe, add_noise)
         else:
-            x = run_rows(rows, predict, combine, keep[0], observe, add_noise)
+            base = None if options.base is None else backend.cast(options.base, carry)
+            x = run_rows(rows, predict, combine, keep[0], observe, add_noise, base=base)
         return backend.cast(backend.xp.stack(keep) if options.trajectory else x, x_T.dtype)
 
 

@@ -40,7 +40,8 @@ def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> A
         return (x, base, history[: plan.window - 1]), kept
 
     x = x_T.astype(dtype)
-    start = (x, x, (jnp.zeros_like(x),) * (plan.window - 1))
+    base = x if options.base is None else options.base.astype(dtype)
+    start = (x, base, (jnp.zeros_like(x),) * (plan.window - 1))
     if options.parallel:
         (x_0, _, _), out = _scan_groups(plan, predictor, options, start, relay, add_noise)
     else:

@@ -25,6 +25,8 @@ class Options:
     check_finite: bool
     grad: bool
     parallel: bool = False
+    base: Any = None
+    """The second state of a plan that begins with two, see `Plan.pair`."""
 
 
 def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
