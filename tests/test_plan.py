@@ -66,7 +66,8 @@ def test_every_changed_coefficient_is_noticed(place: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"t": PLAN.t[::-1]}, "decrease"),
+        ({"t": PLAN.t[::-1]}, "t must decrease as sigma/alpha does"),
+        ({"t": np.append(PLAN.t[[1, 0]], PLAN.t[2:])}, "decrease from step to step"),
         ({"t": PLAN.t[:-1]}, r"t must have shape \(7,\)"),
         ({"keep_p": PLAN.keep_p[0]}, "2 dimension"),
         ({"keep_x": np.full(6, np.nan)}, r"keep_x\[0\]=.*finite"),

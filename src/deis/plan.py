@@ -172,7 +172,7 @@ class Plan:
         passes = (row.keep_x, row.next_x, row.guess, *row.keep_p, *row.next_p) == (1, 1, 1, *[0] * (2 * self.window))
         return passes and row.accepts and not row.calls
 
-    @property
+    @cached_property
     def direction(self) -> str:
         """Where the plan leads: "decode" from noise to data, where times fall, or "encode" from data to noise, where they rise."""
         return "encode" if self.t[-1] > self.t[0] else "decode"
@@ -353,6 +353,11 @@ def _check_flags(plan: Plan) -> None:
 def _check_times(plan: Plan) -> None:
     step: Indices = np.cumsum(plan.accepts) - plan.accepts  # of each row
     rises = plan.direction == "encode"
+    if rises != bool(plan.sigma[-1] * plan.alpha[0] > plan.sigma[0] * plan.alpha[-1]):
+        raise ValueError(
+            f"t must {'decrease' if rises else 'increase'} as sigma/alpha does, and runs from {plan.t[0].item()!r} to "
+            f"{plan.t[-1].item()!r}; schedules have more noise at later times"
+        )
     t, ts = (-plan.t, -plan.ts) if rises else (plan.t, plan.ts)
     within = t[:-1] >= ts[np.minimum(step + 2, plan.num_step)]
     if not plan.stochastic:  # noise may raise the time within a step

@@ -86,10 +86,7 @@ def make_plan(
     if given is not None:
         times, grid = given, "custom grid"
     else:
-        own = sde.default_grid if default_grid is None or not has_grid(sde, default_grid[0]) else default_grid
-        phase = own[0] if ts_phase is None else ts_phase
-        order = own[1] if ts_order is None and phase == own[0] else ts_order
-        times, grid = make_grid(sde, steps, phase, order), _grid_name(phase, order)
+        times, grid = _own_grid(sde, steps, ts_phase, ts_order, default_grid)
         times = times[::-1].copy() if rising else times
     with np.errstate(invalid="ignore") if rising else nullcontext():  # noise upwards is the square root of less than 0
         plan = build(sde, times, grid, counts) if isinstance(build, StagedBuilder) else build(sde, times, grid)
@@ -100,6 +97,16 @@ def make_plan(
             f"nfe={nfe!r} cannot be met: {plan.method!r} makes {plan.nfe} evaluations in {plan.num_step} steps; give num_step"
         )
     return check_steps(plan)
+
+
+def _own_grid(
+    sde: Schedule, steps: int, ts_phase: str | None, ts_order: float | None, default: tuple[str, float] | None
+) -> tuple[Array, str]:
+    """Return the grid that is asked for, from noise to data, and its name; by default the method's own or the schedule's."""
+    own = sde.default_grid if default is None or not has_grid(sde, default[0]) else default
+    phase = own[0] if ts_phase is None else ts_phase
+    order = own[1] if ts_order is None and phase == own[0] else ts_order
+    return make_grid(sde, steps, phase, order), _grid_name(phase, order)
 
 
 def _resolve(method: str | Builder, options: dict[str, Any]) -> tuple[Builder, tuple[str, float] | None]:
