@@ -351,6 +351,8 @@ def _check_flags(plan: Plan) -> None:
 
 
 def _check_times(plan: Plan) -> None:
+    if not ((plan.alpha >= 0) & (plan.sigma >= 0) & (plan.alpha + plan.sigma > 0)).all():
+        raise ValueError("alpha and sigma must be at least 0, and not both 0 at one time")
     step: Indices = np.cumsum(plan.accepts) - plan.accepts  # of each row
     rises = plan.direction == "encode"
     if rises != bool(plan.sigma[-1] * plan.alpha[0] > plan.sigma[0] * plan.alpha[-1]):
@@ -368,12 +370,11 @@ def _check_times(plan: Plan) -> None:
         raise ValueError(f"t of every stage must lie within its step or the next, and t is {plan.t.tolist()}")
     if plan.discrete and (plan.t != np.rint(plan.t)).any():
         raise ValueError(f"t must be whole numbers in a discrete plan, and is {plan.t.tolist()}")
-    if not ((plan.alpha >= 0) & (plan.sigma >= 0) & (plan.alpha + plan.sigma > 0)).all():
-        raise ValueError("alpha and sigma must be at least 0, and not both 0 at one time")
-    if plan.form == "eps" and plan.alpha[0] == 0:
-        raise ValueError(f"form='eps' has no meaning where alpha is 0, at t={plan.t[0].item()!r}; use form='data', or start later")
-    if plan.form == "data" and plan.sigma[0] == 0:
-        raise ValueError(f"form='data' has no meaning where sigma is 0, at t={plan.t[0].item()!r}; use form='eps', or start later")
+    first = int(plan.pair)  # the other state is there to be left
+    start = plan.t[first].item()
+    for form, other, level in (("eps", "data", "alpha"), ("data", "eps", "sigma")):
+        if plan.form == form and getattr(plan, level)[first] == 0:
+            raise ValueError(f"form={form!r} has no meaning where {level} is 0, at t={start!r}; use form={other!r}, or start later")
 
 
 def _check_use(plan: Plan) -> None:
