@@ -1,5 +1,6 @@
 """Exactly invertible methods: their recurrences, and the way there and back to rounding."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ def test_there_and_back_is_exact_at_one_call_a_step(method: str, options: dict[s
 
     def counted(x: Array, t: Array) -> Array:
         calls.append(t[0])
-        return model(x, t)  # type: ignore[no-any-return]
+        return model(x, t)
 
     states = (deis.sample if direction == "decode" else deis.encode)(plan, counted, X_T, trajectory=True)
     assert (plan.nfe, len(calls)) == (10, 10)
@@ -162,7 +163,7 @@ def test_what_cannot_be_inverted_is_refused() -> None:
             deis.invert(other, model, states[-2:])
     for run in (deis.sample, deis.encode):
         with pytest.raises(ValueError, match=r"begins with two states; give the one that it was made of to deis\.invert"):
-            run(plan.reverse(), model, X_T)  # type: ignore[operator]
+            run(plan.reverse(), model, X_T)
     with pytest.raises(ValueError, match=r"gamma=1\.5 must be"):
         make("bdia", {"gamma": 1.5})
 
@@ -176,3 +177,21 @@ def test_their_accuracy_is_of_second_order() -> None:
     for method in ("bdia", "belm"):
         errors = [np.abs(deis.sample(make(method, {}, n, sde), eps, x_T[:, None])[:, 0] - x_0).max() for n in (10, 40)]
         assert errors[1] < errors[0] / 8
+
+
+def test_a_fit_would_lose_the_inverse_and_is_refused() -> None:
+    eps, _ = gaussian(SDE)
+    denoiser = deis.Denoiser(eps, SDE)
+    with pytest.raises(ValueError, match="plan 'belm' uses past states, and a fit would lose its inverse"):
+        deis.calibrate(make("belm", {}, 4), denoiser, X_T)
+    with pytest.raises(ValueError, match="plan 'tab2' leads from data to noise"):
+        deis.calibrate(make("tab2", {}, 4, direction="encode"), denoiser, X_T)
+
+
+@pytest.mark.parametrize("place", [(3, 0), (3, 3), (2, 1)])
+def test_a_table_that_is_more_than_two_steps_is_not_reversed(place: tuple[int, int]) -> None:
+    plan = make("bdia", {}, 4)
+    assert plan.invertible
+    keep_p = plan.keep_p.copy()
+    keep_p[place] += 1e-3
+    assert not dataclasses.replace(plan, keep_p=keep_p, fitted="a test").invertible

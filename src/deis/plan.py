@@ -177,6 +177,17 @@ class Plan:
         """Where the plan leads: "decode" from noise to data, where times fall, or "encode" from data to noise, where they rise."""
         return "encode" if self.t[-1] > self.t[0] else "decode"
 
+    @cached_property
+    def invertible(self) -> bool:
+        """Whether the plan can be taken back exactly, see `reverse`: its steps have a_i, b_i and c_i alone, a_i not 0."""
+        rows, n = len(self.rows), len(self.rows) // 2
+        if self.window != 4 or rows < 4 or rows % 2 or self.stochastic:
+            return False
+        second = np.arange(rows) % 2 == 1
+        flags = (self.calls == ~second) & (self.accepts == second) & (self.guess == second) & (self.next_x == 1)
+        others = (self.next_p, self.keep_p[::2], self.keep_p[1::2, ::3], self.keep_x[::2] - 1)
+        return bool(flags.all() and not any(v.any() for v in others) and np.count_nonzero(self.keep_p[3::2, 2]) == n - 1)
+
     def reverse(self) -> Plan:
         """Return the plan that takes the last two states of this one back to its first, exactly; `deis.invert` runs it.
 
@@ -426,22 +437,20 @@ def _transported(plan: Plan, exact: Array, past: bool) -> Array:
 
 def _reverse(plan: Plan) -> Plan:
     """See `Plan.reverse`."""
-    steps = np.flatnonzero(plan.guess == 1)  # the second row of each step, which keeps
-    a, b, c = plan.keep_p[steps[1:], 2:3], plan.keep_x[steps[1:]], plan.keep_p[steps[1:], 1:2]
-    two_rows = len(plan.rows) == 2 * len(steps) and plan.window == 4 and bool((plan.calls == (plan.guess == 0)).all())
-    if plan.pair or not two_rows or len(steps) < 2 or not (a != 0).all():
+    if not plan.invertible:
         raise ValueError(
             f"the plan {plan.method!r} of {plan.num_step} steps cannot be reversed exactly; use 'bdia' or 'belm' in two steps or "
             "more. deis.make_plan(..., direction='encode') has the way back, to its error, of every method"
         )
-    n = 2 * len(b) + 1
+    a, b, c = plan.keep_p[3::2, 2][::-1], plan.keep_x[3::2][::-1], plan.keep_p[3::2, 1][::-1]
+    n = 2 * len(a) + 1
     keep_x, keep_p, guess, accepts = np.ones(n), np.zeros((n, 4)), np.zeros(n), np.zeros(n, dtype=bool)
-    keep_x[2::2], keep_p[2::2, 1:2], keep_p[2::2, 2:3] = (-b / a[:, 0])[::-1], (-c / a)[::-1], (1 / a)[::-1]
+    keep_x[2::2], keep_p[2::2, 1], keep_p[2::2, 2] = -b / a, -c / a, 1 / a
     guess[::2], accepts[::2] = 1.0, True
     columns: dict[str, Any] = {"keep_x": keep_x, "keep_p": keep_p, "guess": guess, "accepts": accepts, "calls": guess == 0}
     columns |= {"next_x": np.ones(n), "next_p": np.zeros((n, 4))}
     for name in ("t", "alpha", "sigma"):
-        ends = getattr(plan, name)[np.append(steps, len(plan.rows))][::-1]
+        ends = getattr(plan, name)[::2][::-1]
         columns[name] = np.concatenate([ends[:1], np.repeat(ends[1:-1], 2), ends[-1:]])
     texts = {name: getattr(plan, name) for name in ("form", "discrete", "grid", "schedule")}
     return Plan(**columns, **texts, method=f"{plan.method} reversed")

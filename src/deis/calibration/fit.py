@@ -370,6 +370,8 @@ def check_plans(plans: Sequence[Plan]) -> None:
     """Raise where plans cannot be fitted, or not as one."""
     for plan in plans:
         kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns, or several,")
+        if plan.direction != "decode":
+            raise ValueError(f"plan {plan.method!r} leads from data to noise, and teachers lead to data; fit a plan that samples")
         Table.of(plan)  # refuses what cannot be fitted
     if len({plan.nfe for plan in plans}) != 1:
         raise ValueError(f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all of as many")

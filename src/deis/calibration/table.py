@@ -40,10 +40,14 @@ class Table:
         Raises
         ------
         ValueError
-            For a stochastic plan, or where x forgets base, which no method does.
+            For a stochastic plan, one that is exactly invertible, or where x forgets base, which no method does.
         """
         if plan.stochastic:
             raise ValueError(f"plan {plan.method!r} adds noise, and only a deterministic plan has a solution to be fitted to")
+        if plan.invertible or plan.pair:
+            raise ValueError(
+                f"plan {plan.method!r} uses past states, and a fit would lose its inverse; fit another, such as 'auto'"
+            )
         if (plan.next_x == 0).any():
             raise ValueError(f"plan {plan.method!r} has next_x=0 at row {int(np.argmin(plan.next_x != 0))}, and cannot be fitted")
         n, window = plan.keep_p.shape
