@@ -58,6 +58,7 @@ NAMED = (
     "ddim", "ipndm2", "ipndm3", "ipndm4", "dpmpp_2m_published", "dpmpp_3m_published", "unipc2_bh1", "unipc2_bh2", "unipc3_bh2",
     "dpm_solver_2", "dpm_solver_3", "dpmpp_2s", "dpmpp_3s", "edm_heun", "dpm_solver_2m_published", "dpm_solver_3m_published",
     "dpm_solver_2s_published", "dpm_solver_3s_published", "dpmpp_2s_published", "dpmpp_3s_published",
+    "bdia", "belm",
 )  # fmt: skip
 
 
