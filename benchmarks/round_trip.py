@@ -200,9 +200,11 @@ print((deis.invert(plan, model, states[-2:]) - x_T).abs().max())  # 1e-13
 ```
 
 A picture is encoded by a plan of `direction="encode"`, and `deis.invert` of the same plan decodes it: with another class or
-guidance it is an edit. A plan that goes back, `plan.reverse()`, is a table like all others, which begins with two states. The price
-is accuracy: a single way errs more than that of other methods of order 2, because nothing damps an error that alternates from step to step. The table
-has the error of the round trip by `deis.invert` in float32; in float64 it is below 1e-10 (tests/test_invertible.py).
+guidance it is an edit. A plan that goes back, `plan.reverse()`, is a table like all others, which begins with two states.
+
+The price is accuracy: a single way errs more than that of other methods of order 2, because nothing damps an error that alternates
+from step to step. The table has the error of the round trip by `deis.invert` in float32; in float64 it is below 1e-10
+(tests/test_invertible.py).
 """
 INTERPOLATION = """
 ## Between two digits
