@@ -217,3 +217,11 @@ def test_the_bundled_network_tells_its_shape() -> None:
     for model in (network, network.conditional([3]), network.conditional([3], 2.0)):
         with pytest.raises(ValueError, match=r"x_0 has samples of shape \(1, 8, 8\), and those of the model have \(1, 28, 28\)"):
             deis.encode(up(network.sde, "tab1", 9), model, torch.zeros(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize("clock", ["rho", "log_rho", "vp_t"])
+def test_no_polynomial_is_drawn_out_to_where_its_clock_is_infinite(clock: str) -> None:
+    """Beside t, which is finite at alpha = 0: there the last step keeps its degree."""
+    sde = deis.FlowMatching(0.01)
+    assert np.count_nonzero(up(sde, deis.adams("eps", clock, 2), 8).keep_p[-1]) == 1
+    assert np.count_nonzero(up(sde, deis.adams("eps", "t", 2), 8).keep_p[-1]) == 3
