@@ -20,7 +20,7 @@ STOREYS = [
     {"methods"},
     {"model"},
     {"run"},
-    {"cut", "norm", "reference"},
+    {"cut", "edit", "norm", "reference", "repaint"},
     {"calibration"},
     {"features"},
     {"adapters", "evaluation"},

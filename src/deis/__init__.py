@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibrate_range, calibration_report, make_teacher
     from .cut import cut_plan
+    from .edit import add_noise, image_to_image, inpaint
     from .grids import make_grid
     from .methods import get_method, make_plan
     from .methods.adams import adams
@@ -28,11 +29,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
-    "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "calibrate", "calibrate_family",
-    "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan", "dynamic_threshold",
-    "edm_preconditioned", "encode",
-    "exponential_rk", "get_method", "guided", "invert", "load_model", "load_plan",
-    "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams", "rho_rk", "sample", "static_threshold",
+    "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "add_noise", "calibrate",
+    "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan",
+    "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint",
+    "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams", "rho_rk",
+    "sample", "static_threshold",
 ]  # fmt: skip
 
 _HOME = {
@@ -40,6 +41,7 @@ _HOME = {
     for module, names in {
         "calibration": "PlanFamily Teacher calibrate calibrate_family calibrate_range calibration_report make_teacher",
         "cut": "cut_plan",
+        "edit": "add_noise image_to_image inpaint",
         "grids": "make_grid",
         "methods": "get_method make_plan",
         "methods.adams": "adams",

@@ -3,7 +3,8 @@
 Two rules serve every plan. Rows that use no prediction from before the beginning stay as they are. In the others each such
 prediction is replaced by the value, at its place, of the polynomial through those that there are since, in the clock "vp_t", which
 every schedule shares. So the first row, which has one prediction, becomes a step of first order, the second one of second order,
-and so on, as at the start of a method: a plan of a method in this clock, cut, is the method on the times that are left.
+and so on, as at the start of a method: a plan of a method in this clock, cut, is the method on the times that are left. A state
+from before the beginning, which two-step methods use, is replaced by what the step of first order leads back to.
 
 A calibrated plan is fitted as a whole: its rows use all predictions, with weights that only those of its own trajectory balance.
 So what is left of it is made anew, by "auto" with as many evaluations, and it says so; benchmarks/cut.py measured both.
@@ -17,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import kind, number
+from .arguments import number
 from .arrays import Array, Flags
 from .grids import VP_START, vp_time
 from .methods import make_plan
 from .model.predictions import Level
 from .plan import Plan
 from .quadrature import lagrange
+from .run import check_direction
 from .sde import Schedule
 
 _SAME = 1e-4  # relative, of noise levels that went through float32
@@ -55,9 +57,10 @@ def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float |
     UserWarning
         Where the plan is a calibrated one.
     ValueError
-        Where the plan was made for another schedule, start or end lie outside of it, or end within one of its steps.
+        Where the plan leads to noise or was made for another schedule, start or end lie outside of it, or end within one of its
+        steps.
     """
-    kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
+    check_direction(plan, "decode")
     start, end = (t if t is None else number(name, t) for name, t in (("start", start), ("end", end)))
     if not plan.matches(sde):
         raise ValueError(f"plan {plan.method!r} was made for the schedule {plan.schedule!r}, and sde is {sde.name}; give its own")
@@ -99,6 +102,16 @@ def from_call(plan: Plan, sde: Schedule, call: int) -> Plan:
     if plan.provenance:
         return _again(plan, make_plan(sde, "auto", ts=np.append(plan.t[rows[call:]], plan.t[-1])))
     return _part(plan, int(rows[call]), len(plan.rows), None)
+
+
+def from_row(plan: Plan, row: int) -> Plan:
+    """Return the part of a plan from a row on, which begins a step; all its levels stay what they are."""
+    return _part(plan, row, len(plan.rows), None) if row else plan
+
+
+def made_again(plan: Plan, sde: Schedule) -> Plan:
+    """Return the plan that takes the place of a calibrated one that cannot be followed from end to end, and say so."""
+    return _again(plan, make_plan(sde.between(plan.t[0], plan.t[-1]), "auto", nfe=plan.nfe))
 
 
 def _again(plan: Plan, made: Plan) -> Plan:
@@ -151,11 +164,12 @@ def _part(plan: Plan, first: int, stop: int, level: Level | None) -> Plan:
     _check_part(plan, first, t)
     rows = {name: getattr(plan, name)[first:stop].copy() for name in _ROWS}
     own, there = _clock(plan.alpha[:stop], plan.sigma[:stop]), _clock(alpha[:stop], sigma[:stop])
+    _step_back(rows, plan, first)
     for name in ("keep_p", "next_p"):
         for i, weights in enumerate(rows[name]):
             rows[name][i] = _without_the_lost(weights, first + i, own, there, plan.calls, first, level is not None)
     _begin(rows, plan, first, level)
-    if t[first] == t[first + 1]:
+    if t[first] == t[first + 1] and plan.calls[first + 1]:
         _share(rows)
     t, alpha, sigma = t[first:], alpha[first:], sigma[first:]
     discrete = plan.discrete and bool(t[0] == np.rint(t[0]))
@@ -171,6 +185,19 @@ def _check_part(plan: Plan, first: int, t: Array) -> None:
             f"the plan {plan.method!r} cannot begin with its row {first}, at t={t[first].item()!r}: a later row lies at "
             f"t={t[first + 1 :].max().item()!r}, or its step or the plan ends there; begin with one of its full steps"
         )
+
+
+def _step_back(rows: dict[str, Any], plan: Plan, first: int) -> None:
+    """Give the weights of lost states, which two-step methods keep as predictions, to the step of first order back to them."""
+    for i, weights in enumerate(rows["keep_p"]):
+        row = first + i - np.arange(len(weights))  # of each prediction
+        newest = np.argmax((row >= first) & plan.calls[row])
+        here = Level(plan.t[first + i], plan.alpha[first + i], plan.sigma[first + i])
+        for j in np.flatnonzero((row < first) & (plan.guess[row] == 1) & (weights != 0)):
+            a, b = _first_order(plan, row[j], here)
+            rows["keep_x"][i] += weights[j] * a
+            weights[newest] += weights[j] * b
+            weights[j] = 0.0
 
 
 def _without_the_lost(weights: Array, i: int, own: Array, there: Array, calls: Flags, first: int, moved: bool) -> Array:

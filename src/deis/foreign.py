@@ -23,6 +23,12 @@ def is_jax(x: object) -> bool:
     return jax is not None and isinstance(x, jax.Array)
 
 
+def is_traced(x: object) -> bool:
+    """Tell whether the values of x are not there to be looked at, because JAX or torch.compile traces them."""
+    jax = sys.modules.get("jax")
+    return (jax is not None and isinstance(x, jax.core.Tracer)) or is_compiling()
+
+
 def is_compiling() -> bool:
     """Tell whether torch.compile is tracing, which cannot follow NumPy."""
     torch = sys.modules.get("torch")

@@ -99,21 +99,36 @@ class Schedule(abc.ABC):
         """Return the time at which sigma/alpha = rho."""
         return self.t_of_log_rho(_log(rho))
 
-    def between(self, start: float | None = None, end: float | None = None) -> Schedule:
+    def between(self, start: float | None = None, end: float | None = None, *, strength: float | None = None) -> Schedule:
         """Return the same schedule with sampling from `start` to `end` alone; image-to-image starts in the middle.
+
+        Parameters
+        ----------
+        start, end : float, optional
+            Times; by default its own.
+        strength : float in (0, 1], optional
+            In place of start: the share of the way from the schedule's end to its start, in the time of the linear VP schedule at
+            the same noise level, as in `deis.make_grid`. Of that schedule it is t_end + strength (t_start - t_end); and one
+            strength is one noise level, of every schedule with the same ends. At a discrete one the next integer time.
 
         Raises
         ------
         ValueError
-            Where the schedule is not defined there, or start is not the greater one.
+            Where the schedule is not defined there, start is not the greater one, strength lies outside (0, 1], or both say where
+            to start.
         """
+        if strength is not None:
+            if start is not None:
+                raise ValueError(f"start={start!r} and strength={strength!r} both say where to start; give one of them")
+            start = _time_of_strength(self, number("strength", strength, above=0, most=1, hint="1 is the whole way"))
         part = copy.copy(self)
-        for argument, name, t in (("start", "sampling_T", start), ("end", "sampling_eps", end)):
-            if t is None:
+        for argument, name, value in (("start", "sampling_T", start), ("end", "sampling_eps", end)):
+            if value is None:
                 continue
+            t = number(argument, value)
             if self.num_times is not None and not 0 <= t <= self.num_times - 1:
-                raise ValueError(f"{argument}={t!r} must lie in [0, {self.num_times - 1}], the times of {self.name}")
-            _keep(part, name, float(t))
+                raise ValueError(f"{argument}={value!r} must lie in [0, {self.num_times - 1}], the times of {self.name}")
+            _keep(part, name, t)
         _check_span(part)
         return part
 
@@ -160,6 +175,19 @@ def _check_span(schedule: Schedule, least: float = -math.inf, most: float = math
             f"sigma/alpha must increase from sampling_eps={end!r} to sampling_T={start!r}, and its logarithm goes from "
             f"{low:.6g} to {high:.6g}: choose times at which the schedule is defined and alpha decreases"
         )
+
+
+def _time_of_strength(sde: Schedule, strength: float) -> float:
+    """Return the time at which sampling starts at a strength; see `Schedule.between`."""
+    if strength == 1:
+        return sde.t_start
+    common = VPSDE.linear()
+    with np.errstate(divide="ignore"):
+        log_rho = sde.log_rho(np.array([sde.t_end, sde.t_start]))
+    high = common.t_start if np.isinf(log_rho[1]) else float(common.t_of_log_rho(log_rho[1]))  # alpha = 0, as of a "vp_t" grid
+    low = float(common.t_of_log_rho(log_rho[0]))
+    t = float(sde.t_of_log_rho(common.log_rho(low + strength * (high - low))))
+    return t if sde.num_times is None else min(max(math.ceil(t - 1e-9), sde.t_end + 1), sde.t_start)
 
 
 def _check_inverse(schedule: VPSDE | SubVPSDE) -> None:

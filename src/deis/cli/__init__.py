@@ -1,11 +1,10 @@
-"""The command line: `deis sample`, `deis plan`, `deis calibrate` and `deis evaluate`."""
+"""The command line: `deis sample`, `deis edit`, `deis plan`, `deis calibrate` and `deis evaluate`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,21 +28,12 @@ from ..model.pretrained import Pretrained
 from ..plan import Plan, load_plan
 from ..sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 from . import shared
+from .edit import edit_command
 from .seeded import draw_noise, jax_runner, precision, torch_runner
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "vp-linear": VPSDE.linear, "vp-cosine": VPSDE.cosine, "sub-vp": SubVPSDE.linear, "ve": VESDE, "edm": EDM, "flow": FlowMatching,
 }  # fmt: skip
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Let what can go wrong within end in one line and exit code 1."""
-    try:
-        yield
-    # torch asserts that it was built for a device
-    except (AssertionError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error) or type(error).__name__) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,11 +42,14 @@ def main() -> None:
     """Samples from a diffusion model in few network calls."""
 
 
+main.add_command(edit_command)
+
+
 @main.command("plan")
 @shared.plan_options
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="vp-linear", show_default=True, help="The noise schedule.")
 @click.option("--out", type=shared.OutFile(), help="Write the plan to this JSON file, too.")
-@_errors()
+@shared.errors()
 def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
     """Print a plan: its times and its coefficients."""
     plan = shared.build_plan(SCHEDULES[schedule](), options)
@@ -79,7 +72,7 @@ def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
 @click.option("--allow-rough", is_flag=True, help="Take a teacher that has not converged, too.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The wall time for all; by default there is no limit.")
 @click.option("--work", type=shared.FOLDER, help="Keep the teacher and finished stages here, and go on from there.")
-@_errors()
+@shared.errors()
 def calibrate_command(**options: Any) -> None:
     """Fit a plan to a model, or one for each of several budgets, and write it for deis sample --plan."""
     from ..calibration import calibrate, calibration_report
@@ -134,7 +127,7 @@ def _calibrate_range(model: Any, noise: Any, settings: dict[str, Any], options: 
 )
 @click.option("--out", type=shared.OutFile(), default=Path("samples.png"), show_default=True)
 @click.option("--npz", type=shared.OutFile(), help="Write the samples as arrays, too.")
-@_errors()
+@shared.errors()
 def sample_command(**options: Any) -> None:
     """Sample a model and write a picture, samples side by side."""
     num, batch = options["num"], options["batch"]
@@ -175,7 +168,7 @@ def sample_command(**options: Any) -> None:
 @click.option("--reference-steps", default=128, type=shared.TWO, show_default=True, help="Steps of the converged solution.")
 @click.option("--work", type=shared.FOLDER, help="Keep finished batches here, and go on from there.")
 @click.option("--out", type=shared.OutFile(), default=Path("evaluation.json"), show_default=True)
-@_errors()
+@shared.errors()
 def evaluate_command(**options: Any) -> None:
     """Measure the samples of plans: against real images, and against the converged solution from the same noise."""
     if options["backend"] != "torch":

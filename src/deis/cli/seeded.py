@@ -21,14 +21,30 @@ def draw_noise(model: Pretrained, plan: Plan, options: dict[str, Any], indices: 
     """Return the noise of the samples of these numbers, in the backend."""
     streams = [np.random.default_rng((options["seed"], i)) for i in indices]
     noise = np.stack([stream.standard_normal(model.shape, dtype=np.float32) for stream in streams])
-    noise = (noise * np.float32(plan.sigma[0])).astype(dtype)
+    return on_device((noise * np.float32(plan.sigma[0])).astype(dtype), options)
+
+
+def on_device(values: AnyArray, options: dict[str, Any]) -> Any:
+    """Return an array in the backend."""
     if options["backend"] == "jax":
         import jax
 
-        return jax.numpy.asarray(noise)
+        return jax.numpy.asarray(values)
     import torch
 
-    return torch.from_numpy(noise).to(options["device"] or "cpu")
+    return torch.from_numpy(values).to(options["device"] or "cpu")
+
+
+def streams(options: dict[str, Any], indices: range) -> Any:
+    """Return the random streams of the samples of these numbers, in the backend."""
+    if options["backend"] == "jax":
+        import jax
+
+        return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(options["seed"]), i))(np.array(indices))
+    import torch
+
+    seeds = [int(np.random.SeedSequence((options["seed"], i, 1)).generate_state(1)[0]) for i in indices]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def precision(options: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -42,12 +58,9 @@ def precision(options: dict[str, Any]) -> AbstractContextManager[Any]:
 
 def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
     """Return what samples in torch."""
-    import torch
 
     def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
-        seeds = [int(np.random.SeedSequence((options["seed"], i, 1)).generate_state(1)[0]) for i in indices]
-        rng = [torch.Generator().manual_seed(seed) for seed in seeds]
-        x_T = draw_noise(model, plan, options, indices, options["dtype"])
+        x_T, rng = draw_noise(model, plan, options, indices, options["dtype"]), streams(options, indices)
         x_0 = sample(plan, model.conditional(labels, options["guidance"]), x_T, rng=rng, callback=callback)
         return (x_0 if model.decode is None else model.decode(x_0)).cpu().numpy()
 
@@ -66,7 +79,7 @@ def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
 
         key = None if labels is None else labels.tobytes()
         compiled.setdefault(key, jax.jit(sampled))
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(options["seed"]), i))(np.array(indices))
-        return np.asarray(compiled[key](draw_noise(model, plan, options, indices, options["dtype"]), keys))
+        x_T, keys = draw_noise(model, plan, options, indices, options["dtype"]), streams(options, indices)
+        return np.asarray(compiled[key](x_T, keys))
 
     return run

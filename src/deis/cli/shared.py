@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,16 @@ class OutFile(click.Path):
         if not path.parent.is_dir():
             self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder; make it first", param, ctx)
         return path
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Let what can go wrong within end in one line and exit code 1."""
+    try:
+        yield
+    # torch asserts that it was built for a device
+    except (AssertionError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error) or type(error).__name__) from error
 
 
 def budgets(text: str) -> tuple[int, ...]:

@@ -101,6 +101,17 @@ def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[An
     return b / determinant, -k * sigma / determinant
 
 
+def output_of(predicts: str, x_0: Any, x: Any, level: Any) -> Any:
+    """Return the output of a network which knows that the data behind the state x is x_0.
+
+    Where sigma is 0, x says nothing of eps, which is taken for 0, as `Denoiser.predict` does. For a level in numbers or arrays.
+    """
+    k, a, b = _OUTPUTS[predicts](level.alpha, level.sigma)
+    clean = 1.0 * (level.sigma == 0)
+    eps = (x - level.alpha * x_0) / (level.sigma + clean) * (1.0 - clean)
+    return (a * x_0 + b * eps) / (k - clean if predicts == "score" else k)
+
+
 def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tuple[float, ...], ...]:
     """Return, for each row of the plan, the factors with which `convert` makes p of a network's output; in float64.
 
