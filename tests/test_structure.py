@@ -14,6 +14,7 @@ STOREYS = [
     {"arrays", "extras", "foreign"},
     {"arguments", "machine"},
     {"backends", "files"},
+    {"operators"},
     {"alphas", "sde"},
     {"grids", "groups", "plan_file", "plan_text", "quadrature"},
     {"plan"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import operators as operators
     from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibrate_range, calibration_report, make_teacher
     from .cut import cut_plan
     from .edit import add_noise, image_to_image, inpaint
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .model.guidance import classifier_guided, guided
     from .model.load import load_model
     from .model.mixture import classifier_free
+    from .model.posterior import posterior
     from .model.predictions import Denoiser, edm_preconditioned
     from .model.pretrained import Pretrained
     from .model.threshold import dynamic_threshold, static_threshold
@@ -32,8 +34,8 @@ __all__ = [
     "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "add_noise", "calibrate",
     "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan",
     "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint",
-    "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams", "rho_rk",
-    "sample", "static_threshold",
+    "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "operators", "parallel_adams",
+    "posterior", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
 
 _HOME = {
@@ -51,6 +53,7 @@ _HOME = {
         "model.guidance": "classifier_guided guided",
         "model.load": "load_model",
         "model.mixture": "classifier_free",
+        "model.posterior": "posterior",
         "model.predictions": "Denoiser edm_preconditioned",
         "model.pretrained": "Pretrained",
         "model.threshold": "dynamic_threshold static_threshold",
@@ -72,7 +75,7 @@ if not TYPE_CHECKING:  # a checker that saw it would take any name for one of th
         if name in _HOME:
             globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
             return globals()[name]
-        if name in {module.split(".")[0] for module in _HOME.values()}:
+        if name in {"operators", *(module.split(".")[0] for module in _HOME.values())}:
             return import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

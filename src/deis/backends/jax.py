@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,6 +25,11 @@ def combine(c_x: Any, x: Array, c_p: Sequence[Any] | Array, history: Sequence[Ar
 
 def _full(x: Array, t: Any, dtype: Any, whole: bool) -> Array:
     return jnp.repeat(jnp.asarray(t, dtype=jnp.int32 if whole else dtype)[:, None], len(x), axis=1)
+
+
+def _vjp(f: Callable[..., Array], x: Array, *others: Any) -> tuple[Array, Callable[[Array], Array]]:
+    m, pull = jax.vjp(lambda x: f(x, *others), x)
+    return m, lambda u: pull(u.astype(m.dtype))[0]
 
 
 def _noise(rng: Any, batch: int) -> AddNoise:
@@ -58,6 +63,7 @@ BACKEND = Backend(
     to_host=lambda x: np.asarray(x, dtype=np.float64),
     like=lambda values, x: jnp.asarray(values, dtype=x.dtype),
     combine=combine,
+    vjp=_vjp,
     prepared=lambda plan, dtype: (plan.rows, combine),
     caller=lambda: lambda model, x, t, names=MODEL: model(x, t),
     noise=_noise,

@@ -68,6 +68,7 @@ BACKEND = Backend(
     to_host=lambda x: np.asarray(x, dtype=np.float64),
     like=lambda values, x: np.asarray(values, dtype=x.dtype),
     combine=combine,
+    vjp=None,
     prepared=_prepared,
     caller=lambda: _call,
     noise=_noise,

@@ -41,6 +41,8 @@ class Backend:
         like(values, x) -> an array of NumPy in this framework, and in the dtype and on the device of x.
     combine : callable
         c_x x + sum_j c_p[j] history[j], see `deis.machine`, for coefficients that are numbers.
+    vjp : callable, optional
+        vjp(f, x, *others) -> f(x, *others) and pull, with pull(u) = u df/dx, of the shape of x, to be called once. NumPy has none.
     prepared : callable
         prepared(plan, dtype) -> the plan's rows, and a `combine` for them, as they cost least for states of a dtype.
     caller : callable
@@ -64,6 +66,7 @@ class Backend:
     to_host: Callable[[Any], Array]
     like: Callable[[AnyArray, Any], Any]
     combine: Combine[Any]
+    vjp: Callable[..., tuple[Any, Callable[[Any], Any]]] | None
     prepared: Callable[[Any, Any], tuple[Sequence[Row], Combine[Any]]]
     caller: Callable[[], Call]
     noise: Callable[[Any, int], AddNoise]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,29 @@ def add_up(total: Sum, x: Tensor, c_p: Any, history: Sequence[Tensor]) -> Tensor
 def _full(x: Tensor, t: Sequence[float], dtype: Any, whole: bool) -> Tensor:
     times = torch.tensor(t, dtype=torch.int64 if whole else dtype, device=x.device)
     return times.unsqueeze(1).expand(-1, len(x)).contiguous()  # in half the time of repeat
+
+
+def _vjp(f: Callable[..., Tensor], x: Tensor, *others: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Differentiate f also where no gradients are recorded, and where they are, so that the result can be differentiated again."""
+    again = torch.is_grad_enabled() and x.requires_grad
+    with torch.inference_mode(False) if x.is_inference() else nullcontext(), torch.enable_grad():
+        # A backward pass keeps no tensor of inference mode, but it keeps a copy.
+        others = tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in others)
+        leaf = x if again else (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
+        m = f(leaf, *others)
+
+    def pull(u: Tensor) -> Tensor:
+        with torch.inference_mode(False):
+            u = (u.clone() if u.is_inference() else u).to(m.dtype)
+            found = torch.autograd.grad(m, leaf, u, create_graph=again, allow_unused=True)[0] if m.requires_grad else None
+        if found is None:
+            raise ValueError(
+                "a function of x returned what has no derivative in x: it computes without gradients, such as under "
+                "torch.no_grad(), or on a detached x; leave these out"
+            )
+        return found
+
+    return m if again else m.detach(), pull
 
 
 def _noise(rng: Any, batch: int) -> AddNoise:
@@ -91,6 +115,7 @@ BACKEND = Backend(
     to_host=lambda x: np.asarray(x.detach().cpu().double()),
     like=_like,
     combine=combine,
+    vjp=_vjp,
     prepared=lambda plan, dtype: (with_sums(plan.rows, float), add_up),
     caller=_caller,
     noise=_noise,

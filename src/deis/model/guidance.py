@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import function, kind, number, shown
-from ..foreign import is_jax, is_torch
+from ..backends import backend_of
 from .mixture import EVERYWHERE, Mixture, Model, two_calls
 from .predictions import Denoiser, Level, check_model, checked_output, convert, factors
 from .pretrained import without_labels
@@ -127,14 +127,8 @@ def _total(found: Any, x: Any) -> Any:
 
 
 def _gradient(log_prob: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
-    if is_torch(x):
-        import torch
-
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            return torch.autograd.grad(_total(log_prob(x, t), x), x)[0]
-    if is_jax(x):
-        import jax
-
-        return jax.grad(lambda x: _total(log_prob(x, t), x))(x)
-    raise TypeError(f"classifier guidance differentiates log_prob, which torch and JAX can, and x is a {type(x).__name__}")
+    vjp = backend_of(x).vjp
+    if vjp is None:
+        raise TypeError(f"classifier guidance differentiates log_prob, which torch and JAX can, and x is a {type(x).__name__}")
+    total, pull = vjp(lambda x, t: _total(log_prob(x, t), x), x, t)
+    return pull(backend_of(x).xp.ones_like(total))

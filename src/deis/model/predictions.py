@@ -112,6 +112,25 @@ def output_of(predicts: str, x_0: Any, x: Any, level: Any) -> Any:
     return (a * x_0 + b * eps) / (k - clean if predicts == "score" else k)
 
 
+def response(predicts: str, alpha: Any, sigma: Any) -> Any:
+    """Return how much the output of a network changes with the x_0 that it stands for, at the same x.
+
+    At sigma = 0 x is the data, which no output but x0 contradicts: the others change by 0 there.
+    """
+    if predicts == "x0":
+        return 1.0
+    k, a, b = _OUTPUTS[predicts](alpha, sigma)
+    return quotient(a * sigma - b * alpha, k * sigma)
+
+
+def quotient(a: Any, b: Any) -> Any:
+    """Return a / b, and 0 where b is 0, for numbers or arrays."""
+    if isinstance(b, float):
+        return a / b if b else 0.0 * a
+    xp = backend_of(b).xp
+    return xp.where(b == 0, 0.0, a / xp.where(b == 0, 1.0, b))
+
+
 def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tuple[float, ...], ...]:
     """Return, for each row of the plan, the factors with which `convert` makes p of a network's output; in float64.
 
@@ -289,7 +308,7 @@ class Denoiser:
         """Return the network's own output."""
         return call_model(self.model, x, t)
 
-    def at(self, x: Any, t: Any, level: Level) -> Any:
+    def at(self, x: Any, t: Any, level: Level | Levels) -> Any:
         """Return the network's own output at a noise level known in numbers; the executors call this."""
         return evaluate(self.model, x, t, level)
 
