@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from .norm import measure_norm
     from .plan import Plan, load_plan
     from .run import encode, invert, sample
+    from .run.stepper import Stepper
     from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
-    "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "SubVPSDE", "Teacher", "adams", "add_noise", "calibrate",
-    "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan",
+    "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
+    "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan",
     "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint",
     "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "operators", "parallel_adams",
     "posterior", "rho_rk", "sample", "static_threshold",
@@ -60,6 +61,7 @@ _HOME = {
         "norm": "measure_norm",
         "plan": "Plan load_plan",
         "run": "encode invert sample",
+        "run.stepper": "Stepper",
         "sde": "EDM VESDE VPSDE FlowMatching Schedule SubVPSDE",
     }.items()
     for name in names.split()

@@ -36,7 +36,8 @@ def _noise(rng: Any, batch: int) -> AddNoise:
     keys = _keys(rng, batch)
 
     def add_noise(keep_z: Any, x: Array, i: Any = 0) -> Array:
-        return x + keep_z * jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype))(keys)
+        rows = jnp.broadcast_to(jnp.asarray(i), (batch,))
+        return x + keep_z * jax.vmap(lambda key, i: jax.random.normal(jax.random.fold_in(key, i), x.shape[1:], x.dtype))(keys, rows)
 
     return add_noise
 
@@ -66,6 +67,7 @@ BACKEND = Backend(
     vjp=_vjp,
     prepared=lambda plan, dtype: (plan.rows, combine),
     caller=lambda: lambda model, x, t, names=MODEL: model(x, t),
+    split=_keys,
     noise=_noise,
     copy=lambda x: x,
     copied=lambda p, m, always: p,

@@ -42,8 +42,12 @@ def _full(x: AnyArray, t: Sequence[float], dtype: Any, whole: bool) -> AnyArray:
     return np.array(t, dtype=np.int64 if whole else dtype)[:, None].repeat(len(x), axis=1)
 
 
+def _split(rng: Any, batch: int) -> list[np.random.Generator]:
+    return streams(rng, batch, np.random.Generator, lambda generator: generator.spawn(batch))
+
+
 def _noise(rng: Any, batch: int) -> AddNoise:
-    generators = streams(rng, batch, np.random.Generator, lambda generator: generator.spawn(batch))
+    generators = _split(rng, batch)
 
     def add_noise(keep_z: float, x: AnyArray, i: int = 0) -> AnyArray:
         return x + keep_z * np.stack([generator.standard_normal(x.shape[1:], dtype=x.dtype) for generator in generators])
@@ -71,6 +75,7 @@ BACKEND = Backend(
     vjp=None,
     prepared=_prepared,
     caller=lambda: _call,
+    split=_split,
     noise=_noise,
     copy=np.ndarray.copy,
     copied=_copied,

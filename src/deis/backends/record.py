@@ -11,7 +11,8 @@ from ..arrays import AnyArray, Array
 from ..machine import Combine, Row
 
 AddNoise = Callable[..., Any]
-"""add_noise(keep_z, x, i=0) -> x + keep_z z, for row i, which tells JAX's noises apart; each sample's z is from its own stream."""
+"""add_noise(keep_z, x, i=0) -> x + keep_z z, for row i, which tells JAX's noises apart; each sample's z is from its own stream,
+and in JAX i may be one row a sample."""
 
 Call = Callable[..., Any]
 """call(model, x, t, names) -> model(x, t); `names` says in an error which arrays these are."""
@@ -48,6 +49,8 @@ class Backend:
     caller : callable
         caller() -> call, and call(model, x, t) -> model(x, t) of a model that must not change in place what it is given, as the
         caller goes on from it: call gives copies, or raises the ValueError of `changed`.
+    split : callable
+        split(rng, batch) -> one rng a sample, in a sequence whose slices `noise` takes; it refuses an rng of another kind.
     noise : callable
         noise(rng, batch) -> `AddNoise`; it refuses an rng of another kind.
     copy : callable
@@ -69,6 +72,7 @@ class Backend:
     vjp: Callable[..., tuple[Any, Callable[[Any], Any]]] | None
     prepared: Callable[[Any, Any], tuple[Sequence[Row], Combine[Any]]]
     caller: Callable[[], Call]
+    split: Callable[[Any, int], Any]
     noise: Callable[[Any, int], AddNoise]
     copy: Callable[[Any], Any]
     copied: Callable[[Any, Any, bool], Any]

@@ -68,13 +68,17 @@ def _vjp(f: Callable[..., Tensor], x: Tensor, *others: Any) -> tuple[Tensor, Cal
     return m if again else m.detach(), pull
 
 
-def _noise(rng: Any, batch: int) -> AddNoise:
+def _split(rng: Any, batch: int) -> list[Generator]:
     def spawn(generator: Generator) -> list[Generator]:
         # One seed a sample, drawn in order, so that two halves of a batch continue the stream of the whole.
         seeds = [int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(batch)]
         return [Generator(generator.device).manual_seed(seed) for seed in seeds]
 
-    generators = streams(rng, batch, Generator, spawn)
+    return streams(rng, batch, Generator, spawn)
+
+
+def _noise(rng: Any, batch: int) -> AddNoise:
+    generators = _split(rng, batch)
 
     def add_noise(keep_z: float, x: Tensor, i: int = 0) -> Tensor:
         z = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype) for g in generators]
@@ -118,6 +122,7 @@ BACKEND = Backend(
     vjp=_vjp,
     prepared=lambda plan, dtype: (with_sums(plan.rows, float), add_up),
     caller=_caller,
+    split=_split,
     noise=_noise,
     copy=Tensor.clone,
     copied=lambda p, m, always: p.clone() if always or p is m else p,

@@ -19,7 +19,7 @@ from .predictions import Denoiser, Level, check_model, checked_output, convert, 
 from .pretrained import without_labels
 
 
-def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, interval: tuple[float, float] = EVERYWHERE) -> Model:
+def guided(strong: Model, weak: Model, weight: Any, *, rescale: float = 0.0, interval: tuple[float, float] = EVERYWHERE) -> Model:
     """Return model(x, t) -> m_weak + weight (m_strong - m_weak), in two calls.
 
     With the same network without its condition for `weak` it is classifier-free guidance (Ho & Salimans, arXiv 2207.12598); with
@@ -30,8 +30,8 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
     strong, weak : callable, or both Denoiser
         model(x, t), both predicting the same quantity. Of two Denoisers the result is one, which predicts what they do and has
         the strong one's threshold; of plain functions a plain function.
-    weight : float
-        1 is the strong model alone, greater weights guide.
+    weight : float or array of shape (batch,)
+        1 is the strong model alone, greater weights guide; an array has one a sample.
     rescale : float
         In [0, 1]: how far the standard deviation of each sample's prediction is drawn back to that of the strong one (Lin et
         al., arXiv 2305.08891, section 3.4).
@@ -41,8 +41,8 @@ def guided(strong: Model, weak: Model, weight: float, *, rescale: float = 0.0, i
     Raises
     ------
     ValueError
-        Where weight is not finite, rescale lies outside [0, 1], the interval is empty, or the Denoisers differ in what they
-        predict or in their schedule.
+        Where weight is not finite or has not one entry a sample, rescale lies outside [0, 1], the interval is empty, or the
+        Denoisers differ in what they predict or in their schedule.
     TypeError
         Where one is a Denoiser and the other a plain function, or either cannot be called with (x, t).
     """

@@ -9,15 +9,36 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import flag, function, number, shown
+from ..arguments import array, flag, function, number, shown
 from ..backends import backend_of
 from ..foreign import is_jax, is_torch
-from .predictions import Level, Levels, call_model, checked_output, evaluate
+from .predictions import Level, Levels, call_model, check_length, checked_output, evaluate
 
 Model = Callable[[Any, Any], Any]
 Both = Callable[[Any, Any, Level | Levels | None], tuple[Any, Any]]
 """(x, t, level) -> the strong and the weak prediction; without a level at times that the device alone knows."""
 EVERYWHERE = (-math.inf, math.inf)
+
+
+def weights(value: Any) -> float | tuple[float, ...]:
+    """Return a weight of guidance, or one a sample; 1.0 where all are 1.
+
+    Raises
+    ------
+    ValueError
+        Where one is not finite, or they are neither a number nor of shape (batch,).
+    """
+    if not (isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0):
+        return number("weight", value, hint="1 is no guidance")
+    found = array("weight", value, "one a sample")
+    if found.ndim != 1 or not found.size or not np.isfinite(found).all():
+        raise ValueError(f"weight={shown(value)} must be a finite number, or an array of them of shape (batch,)")
+    return 1.0 if (found == 1).all() else tuple(found.tolist())
+
+
+def _picked(argument: str, level: Level | Levels | None, values: Any, x: Any) -> Any:
+    """Return the entries of the samples that are evaluated, from an array of one a sample."""
+    return level.picked(argument, values) if isinstance(level, Levels) else check_length(argument, values, len(x))
 
 
 @dataclass(frozen=True)
@@ -26,12 +47,12 @@ class Mixture:
 
     strong: Model
     both: Both
-    weight: float
+    weight: float | tuple[float, ...]
     rescale: float
     interval: tuple[float, float]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", number("weight", self.weight, hint="1 is no guidance"))
+        object.__setattr__(self, "weight", weights(self.weight))
         object.__setattr__(self, "rescale", number("rescale", self.rescale, least=0, most=1, hint="0 is no rescaling"))
         if not (isinstance(self.interval, tuple | list) and len(self.interval) == 2):
             raise ValueError(f"interval={shown(self.interval)} must be two times, the lower first")
@@ -47,13 +68,13 @@ class Mixture:
     def _masked(self, x: Any, t: Any, time: Any, level: Levels | None) -> Any:
         strong, weak = self.both(x, t, level)
         inside = (time >= self.interval[0]) & (time <= self.interval[1])
-        return backend_of(x).xp.where(inside, self._mix(strong, weak), strong)
+        return backend_of(x).xp.where(inside, self._mix(strong, weak, level), strong)
 
     def at(self, x: Any, t: Any, level: Level | Levels) -> Any:
         """Evaluate at a level known in numbers: outside the interval the weak prediction is not made; at several, as `__call__`."""
 
         def inside(x: Any, t: Any) -> Any:
-            return self._mix(*self.both(x, t, level))
+            return self._mix(*self.both(x, t, level), level)
 
         def outside(x: Any, t: Any) -> Any:
             return evaluate(self.strong, x, t, level)
@@ -69,8 +90,12 @@ class Mixture:
             return lax.cond((level.t >= low) & (level.t <= high), inside, outside, x, t)
         return inside(x, t) if low <= level.t <= high else outside(x, t)
 
-    def _mix(self, strong: Any, weak: Any) -> Any:
-        mixed = weak + self.weight * (strong - weak)
+    def _mix(self, strong: Any, weak: Any, level: Level | Levels | None) -> Any:
+        weight: Any = self.weight
+        if isinstance(weight, tuple):
+            weight = backend_of(strong).like(_picked("weight", level, np.array(weight), strong), strong)
+            weight = weight.reshape(-1, *(1,) * (strong.ndim - 1))
+        mixed = weak + weight * (strong - weak)
         if self.rescale == 0:
             return mixed
         axes = tuple(range(1, strong.ndim))
@@ -100,7 +125,7 @@ def classifier_free(
     net: Callable[[Any, Any, Any], Any],
     condition: Any,
     null: Any,
-    weight: float,
+    weight: Any,
     *,
     batched: bool = True,
     rescale: float = 0.0,
@@ -114,8 +139,10 @@ def classifier_free(
         net(x, t, condition) -> output.
     condition, null : array of shape (batch, ...)
         The condition of each sample, and what the network was trained to take for none; with batched=False anything.
+    weight : float or array of shape (batch,)
+        See `deis.guided`.
     batched : bool
-        Make one call on a batch of twice the size; else two calls.
+        Make one call on a batch of twice the size, without the samples of weight 1 in its second half; else two calls.
 
     Raises
     ------
@@ -124,21 +151,21 @@ def classifier_free(
     """
     function("net", net, "x", "t", "condition")
     flag("batched", batched)
-    weight = number("weight", weight, hint="1 is no guidance")
+    weight = weights(weight)
     if null is None and weight != 1:
         raise ValueError(
             f"weight={weight!r} asks for guidance and null is None: give what the network takes for no condition, or weight=1"
         )
 
     strong, weak = (_Conditioned(net, c, batched) for c in (condition, null))
-    both = _one_call(net, condition, null) if batched and weight != 1 else two_calls(strong, weak)
+    both = _one_call(net, condition, null, weight) if batched and weight != 1 else two_calls(strong, weak)
     mixture = Mixture(strong, both, weight, rescale, interval)
     return strong if weight == 1 else mixture
 
 
 @dataclass(frozen=True)
 class _Conditioned:
-    """net(x, t, condition) as a model, which repeats the condition for copies of its batch."""
+    """net(x, t, condition) as a model, which gives each of the evaluated samples its own condition."""
 
     net: Callable[[Any, Any, Any], Any]
     condition: Any
@@ -150,39 +177,49 @@ class _Conditioned:
     def at(self, x: Any, t: Any, level: Level | Levels) -> Any:
         if not isinstance(level, Levels):
             return self.net(x, t, self.condition)
-        if not self.batched:
+        if not self.batched and (level.copies > 1 or level.samples is not None):
             raise ValueError(
-                "condition is not batched, and cannot be repeated for parallel=True; give batched=True, or leave it out"
+                "condition is not batched, and cannot be repeated for parallel=True, nor picked where each sample has its own "
+                "plan; give batched=True, or leave that out"
             )
-        return self.net(x, t, _repeated(level.copies, _lifted("condition", self.condition)))
+        return self.net(x, t, level.picked("condition", lifted("condition", self.condition)) if self.batched else self.condition)
 
 
-def _repeated(copies: int, *conditions: Any) -> Any:
-    """Return conditions one after the other, each for copies of its batch."""
-    return backend_of(conditions[0]).xp.concatenate([c for c in conditions for _ in range(copies)])
-
-
-def _one_call(net: Callable[[Any, Any, Any], Any], condition: Any, null: Any) -> Both:
-    """Return what makes the predictions with the condition and without it in one call, on a batch of twice the size."""
+def _one_call(net: Callable[[Any, Any, Any], Any], condition: Any, null: Any, weight: float | tuple[float, ...]) -> Both:
+    """Return what makes the predictions with the condition and without it in one call, the latter of samples of weight not 1."""
     pair = _paired(condition, null)
-    together = _repeated(1, *pair)
+    concatenate = backend_of(pair[0]).xp.concatenate
+    together = concatenate(pair)
 
     def both(x: Any, t: Any, level: Level | Levels | None) -> tuple[Any, Any]:
-        copies = level.copies if isinstance(level, Levels) else 1
-        if copies * len(pair[0]) != len(x):
-            raise ValueError(f"condition must have one entry a sample: there are {len(pair[0])} for {len(x) // copies} samples")
-        xp = backend_of(x).xp
-        x_twice = xp.concatenate([x, x])
-        conditions = together if copies == 1 else _repeated(copies, *pair)
-        m = checked_output("net(x, t, condition)", net(x_twice, xp.concatenate([t, t]), conditions), x_twice)
-        return m[: len(x)], m[len(x) :]
+        xp, now = backend_of(x).xp, tuple(_picked("condition", level, c, x) for c in pair)
+        again = _guided(weight, level, x)
+        if again is None:
+            x_now, t_now, conditions = [x, x], [t, t], together if now[0] is pair[0] else concatenate(now)
+        else:
+            x_now, t_now, conditions = [x, x[again]], [t, t[again]], concatenate([now[0], now[1][again]])
+        x_all = xp.concatenate(x_now)
+        m = checked_output("net(x, t, condition)", net(x_all, xp.concatenate(t_now), conditions), x_all)
+        if again is None:
+            return m[: len(x)], m[len(x) :]
+        weak = np.arange(len(x))  # where the weight is 1, the strong prediction stands for the weak one
+        weak[again] = len(x) + np.arange(len(again))
+        return m[: len(x)], m[weak]
 
     return both
 
 
+def _guided(weight: float | tuple[float, ...], level: Level | Levels | None, x: Any) -> Any:
+    """Return the numbers of the evaluated samples whose weight is not 1; None where it is so for all."""
+    if not isinstance(weight, tuple):
+        return None
+    again = np.flatnonzero(_picked("weight", level, np.array(weight), x) != 1)
+    return None if len(again) == len(x) else again
+
+
 def _paired(condition: Any, null: Any) -> tuple[Any, Any]:
     """Return the condition and its absence as arrays that go together."""
-    pair = _lifted("condition", condition), _lifted("null", null)
+    pair = lifted("condition", condition), lifted("null", null)
     shapes = [tuple(c.shape) for c in pair]
     if shapes[0] != shapes[1] or not shapes[0]:
         raise ValueError(
@@ -196,7 +233,7 @@ def _paired(condition: Any, null: Any) -> tuple[Any, Any]:
     return pair
 
 
-def _lifted(argument: str, value: Any) -> Any:
+def lifted(argument: str, value: Any) -> Any:
     """Return an array, which a list may be made."""
     if is_torch(value) or is_jax(value):
         return value

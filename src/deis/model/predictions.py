@@ -28,7 +28,7 @@ class Level(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """The noise levels of several evaluations in one call, on copies of a batch one after the other.
+    """The noise levels of several evaluations in one call: of copies of a batch one after the other, or of some of its samples.
 
     t, alpha and sigma are arrays of shape (copies * batch, 1, ...), of the framework of x. A model that tells itself, by a method
     `at`, is given these in place of a `Level`.
@@ -37,7 +37,36 @@ class Levels(NamedTuple):
     t: Any
     alpha: Any
     sigma: Any
-    copies: int
+    copies: int = 1
+    samples: Any = None
+    """The numbers of the evaluated samples within their batch, an array of NumPy; None where all are, in their order."""
+    batch: int | None = None
+    """The number of samples of that batch, where some are evaluated."""
+
+    def picked(self, argument: str, values: Any) -> Any:
+        """Return the entries of the evaluated samples, from an array of one a sample of the batch.
+
+        Raises
+        ------
+        ValueError
+            Where there are not as many entries as samples.
+        """
+        found = check_length(argument, values, self.batch or len(self.t) // self.copies)
+        found = found if self.samples is None else found[self.samples]
+        return found if self.copies == 1 else backend_of(found).xp.concatenate([found] * self.copies)
+
+
+def check_length(argument: str, values: Any, batch: int) -> Any:
+    """Return an array that must have one entry a sample.
+
+    Raises
+    ------
+    ValueError
+        Where it has not.
+    """
+    if len(values) != batch:
+        raise ValueError(f"{argument} must have one entry a sample: there are {len(values)} for {batch} samples")
+    return values
 
 
 # predicts -> (k, a, b) of k m = a x_0 + b eps, at (alpha, sigma)

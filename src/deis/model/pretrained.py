@@ -11,7 +11,7 @@ import numpy as np
 from ..methods import make_plan
 from ..plan import Plan
 from ..sde import Schedule
-from .mixture import EVERYWHERE, classifier_free
+from .mixture import EVERYWHERE, classifier_free, weights
 from .predictions import Denoiser
 
 Network = Callable[[Any, Any, Any], Any]
@@ -66,7 +66,7 @@ class Pretrained:
     def conditional(
         self,
         labels: Any = None,
-        guidance: float = 1.0,
+        guidance: Any = 1.0,
         *,
         rescale: float = 0.0,
         interval: tuple[float, float] = EVERYWHERE,
@@ -80,7 +80,7 @@ class Pretrained:
             Without them the network is asked for no class. For a network of text a sequence of prompts.
         guidance, rescale, interval
             See `deis.guided`; a guidance of 1 is the plain conditional network, in one call, and any other weight evaluates the
-            network with and without the labels in one call on a batch of twice the size.
+            network with and without the labels in one call on a batch of twice the size; an array has one weight a sample.
         threshold
             See `deis.Denoiser`.
 
@@ -90,11 +90,42 @@ class Pretrained:
             Where the network has no classes, or a label lies outside them, or guidance was asked for without labels.
         """
         if labels is None:
-            if guidance != 1:
-                raise ValueError(f"guidance={guidance!r} needs labels to guide to; give them, or guidance=1")
+            _check_unguided(guidance)
             return Denoiser(self, self.sde, self.predicts, threshold, self._sides)
-        model = classifier_free(self._evaluate, *self._conditions(labels), guidance, rescale=rescale, interval=interval)
+        condition, null = self._conditions(labels)
+        return self.conditioned(condition, null, guidance, rescale=rescale, interval=interval, threshold=threshold)
+
+    def conditioned(
+        self,
+        condition: Any,
+        null: Any,
+        guidance: Any,
+        *,
+        rescale: float = 0.0,
+        interval: tuple[float, float] = EVERYWHERE,
+        threshold: Callable[[Any], Any] | None = None,
+    ) -> Denoiser:
+        """Return the network as a Denoiser for what `conditions` returns; else as `conditional`."""
+        model = classifier_free(self._evaluate, condition, null, guidance, rescale=rescale, interval=interval)
         return Denoiser(model, self.sde, self.predicts, threshold, self._sides)
+
+    def conditions(self, labels: Any, guidance: Any, batch: int) -> tuple[Any, Any]:
+        """Return what the network takes for labels, and for none, in batches with others that may have labels or not.
+
+        Raises
+        ------
+        ValueError
+            As `conditional`; and where labels are missing of a network that has them and nothing that means none.
+        """
+        if labels is not None:
+            condition, null = self._conditions(labels)
+            self.conditioned(condition, null, guidance)
+            return condition, null
+        _check_unguided(guidance)
+        if self.embed is not None or (self.num_classes is not None and self.null_class is None):
+            raise ValueError("labels are missing, and this network has none that means no label; give one for each sample")
+        null = None if self.num_classes is None else self._null(batch)
+        return null, null
 
     @property
     def _sides(self) -> tuple[int | None, ...]:
@@ -123,6 +154,11 @@ class Pretrained:
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"labels must have one entry a sample: there are {len(labels)} for x of shape {tuple(x.shape)}")
         return self.net(x, self.time_scale * t, labels)
+
+
+def _check_unguided(guidance: Any) -> None:
+    if weights(guidance) != 1:
+        raise ValueError(f"guidance={guidance!r} needs labels to guide to; give them, or guidance=1")
 
 
 def without_labels(model: Any) -> Any:

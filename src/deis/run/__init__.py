@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 from ..arguments import check_state, flag, function, kind
 from ..backends import backend_of
 from ..foreign import is_compiling, is_jax
-from ..model.predictions import Denoiser, Predictor, check_model, check_sample, conversions, named
+from ..model.predictions import Denoiser, Predictor, check_model, check_sample, conversions
 from ..model.pretrained import without_labels
 from ..plan import Plan
 from ..sde import Schedule
 from .eager import run_eager
-from .options import Options
+from .options import Options, told
+from .several import check_several, check_together, run_several
 
 
 def _comparison(plan: Plan) -> Callable[[Schedule], None]:
@@ -29,24 +30,20 @@ def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
         warnings.warn(
             f"the plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model is of {sde.name!r}, whose alpha "
             "and sigma differ at the plan's times; make or calibrate one for this model",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
 def _told(model: Any, plan: Plan, predicts: str | None) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
     """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does."""
-    model, predicts = without_labels(model), named(predicts)
-    if not isinstance(model, Denoiser):
-        return model, "eps" if predicts is None else predicts, None
-    if not is_compiling():
+    model = without_labels(model)
+    if isinstance(model, Denoiser) and not is_compiling():
         plan.once(_comparison)(model.sde)
-    if predicts not in (None, model.predicts):
-        raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
-    return model, model.predicts, model.threshold
+    return told(model, predicts)
 
 
 def sample(
-    plan: Plan,
+    plan: Plan | list[Plan] | tuple[Plan, ...],
     model: Callable[[Any, Any], Any],
     x_T: Any,
     *,
@@ -63,8 +60,12 @@ def sample(
 
     Parameters
     ----------
-    plan : Plan
-        That leads to data; `encode` runs those that lead to noise.
+    plan : Plan, or a list or tuple of one a sample
+        That leads to data; `encode` runs those that lead to noise. Where each sample has a plan of its own, the plans may differ in
+        everything but their schedule, direction included. Every call evaluates the samples that are left, and those alone: there
+        are as many calls as evaluations in the longest plan. A model is told the samples' numbers within the batch, so that
+        `deis.classifier_free` and `Pretrained.conditional` pick their conditions; a plain function that holds labels itself cannot
+        be used so. In JAX a call is always one on the whole batch. There is no trajectory, callback, progress or parallel then.
     model : callable, Denoiser or Pretrained
         model(x, t) -> prediction of the shape of x, where x has the shape and dtype of x_T and t the shape (batch,).
     x_T : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
@@ -106,10 +107,12 @@ def sample(
     ValueError
         Where the plan leads to noise, it is stochastic and rng is missing, what the model predicts does not determine the plan's
         form at one of its times, x_T has no batch axis or is not finite (with check_finite), or the model returns something else
-        than an array of its shape.
+        than an array of its shape; where plans in one batch are of different schedules, or not as many as samples.
     """
-    check_direction(plan, "decode")
     flags = (trajectory, progress, check_finite, grad, parallel)
+    if isinstance(plan, list | tuple):
+        return _sample_several(plan, model, x_T, flags, predicts, rng, callback)
+    check_direction(plan, "decode")
     return _run(plan, model, "x_T", x_T, flags, predicts=predicts, rng=rng, callback=callback)
 
 
@@ -147,8 +150,7 @@ def _run(
     if callback is not None:
         function("callback", callback, "i", "t", "x")
     if any(value is not False for value in flags):  # as they are by default
-        for name, value in zip(("trajectory", "progress", "check_finite", "grad", "parallel"), flags, strict=True):
-            flag(name, value)
+        _check_flags(flags)
     model, predicts, threshold = _told(model, plan, predicts)
     factors = conversions(plan, predicts, threshold is not None)
     if plan.stochastic and rng is None:
@@ -165,6 +167,32 @@ def _run(
 
         return run_jax(plan, predictor, x, options)
     return run_eager(plan, predictor, x, options)
+
+
+def _check_flags(flags: Flags) -> None:
+    for name, value in zip(("trajectory", "progress", "check_finite", "grad", "parallel"), flags, strict=True):
+        flag(name, value)
+
+
+def _sample_several(
+    plans: Sequence[Plan], model: Any, x_T: Any, flags: Flags, predicts: str | None, rng: Any, callback: Any
+) -> Any:
+    """Run a plan for each sample; see `sample`."""
+    check_state("x_T", x_T)
+    check_model("model", model)
+    check_several(plans, x_T)
+    _check_flags(flags)
+    trajectory, progress, check_finite, grad, parallel = flags
+    asked = {"trajectory": trajectory, "callback": callback is not None, "progress": progress, "parallel": parallel}
+    for name in (name for name, value in asked.items() if value):
+        raise ValueError(
+            f"{name} was asked for and plan is a sequence, whose samples take steps of their own; leave it out, or run each sample "
+            "by itself"
+        )
+    model, predicts, threshold = _told(model, plans[0], predicts)
+    check_together(plans, predicts, threshold is not None, getattr(model, "sde", None), rng)
+    predictor = Predictor(model, backend_of(x_T), x_T.dtype, threshold)
+    return run_several(plans, predictor, predicts, x_T, rng, bool(check_finite), bool(grad))
 
 
 def encode(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..backends import backend_of
+from ..model.predictions import Denoiser, named
+from ..model.pretrained import without_labels
 from ..plan import Plan
 
 
@@ -27,6 +29,22 @@ class Options:
     parallel: bool = False
     base: Any = None
     """The second state of a plan that begins with two, see `Plan.pair`."""
+
+
+def told(model: Any, predicts: str | None) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
+    """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does.
+
+    Raises
+    ------
+    ValueError
+        Where the caller contradicts a Denoiser.
+    """
+    model, predicts = without_labels(model), named(predicts)
+    if not isinstance(model, Denoiser):
+        return model, "eps" if predicts is None else predicts, None
+    if predicts not in (None, model.predicts):
+        raise ValueError(f"predicts={predicts!r} contradicts the Denoiser, which predicts {model.predicts!r}; leave it out")
+    return model, model.predicts, model.threshold
 
 
 def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
@@ -65,9 +83,10 @@ def progress_bar(about: str, unit: str, total: int | None = None) -> Any:
     return tqdm(total=total, desc=about, unit=unit)
 
 
-def not_finite(i: int, plan: Plan) -> ValueError:
-    """Return the error for a model output that is NaN or infinite."""
+def not_finite(i: int, plan: Plan, sample: Any = None) -> ValueError:
+    """Return the error for a model output that is NaN or infinite, in a sample where each has its own plan."""
+    whose = "" if sample is None else f" for sample {sample!r}"
     return ValueError(
-        f"model(x, t) returned NaN or infinity at t={plan.rows[i].t!r} (row {i} of {plan.nfe}); check that x_T is finite, that "
-        "the model is trained at this time, and its dtype"
+        f"model(x, t) returned NaN or infinity{whose} at t={plan.rows[i].t!r} (row {i} of {plan.nfe}); check that x_T is finite, "
+        "that the model is trained at this time, and its dtype"
     )
