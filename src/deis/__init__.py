@@ -35,7 +35,7 @@ __all__ = [
     "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
     "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan",
     "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint",
-    "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "operators", "parallel_adams",
+    "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams",
     "posterior", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
 

@@ -319,15 +319,17 @@ load_plan = Plan.load
 
 
 def _check_shapes(plan: Plan) -> None:
+    for name, ndim in TABLES.items():
+        values = getattr(plan, name)
+        if values.ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {values.shape}")
     if plan.t.size and plan.t[-1] > plan.t[0] and (plan.keep_z != 0).any():
         raise ValueError(
             f"the plan {plan.method!r} rises from t={plan.t[0].item()!r} to {plan.t[-1].item()!r} and adds noise; from data to "
             "noise the way is deterministic: use a method without noise, such as 'tab3', or eta=0 or tau=0"
         )
-    for name, ndim in TABLES.items():
+    for name in TABLES:
         values = getattr(plan, name)
-        if values.ndim != ndim:
-            raise ValueError(f"{name} must have {ndim} dimension(s), and has shape {values.shape}")
         if not np.isfinite(values).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
             raise ValueError(f"{name}{list(place)}={values[place].item()!r} must be finite")
