@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import deis
+from benchmarks import digits_posterior
 from deis import operators
 from deis.operators import LinearOperator
 
@@ -226,6 +227,29 @@ def test_of_a_mixture_each_mode_has_nearly_its_share(method: str, shares: float,
     mean = weights @ expected
     assert abs(found - weights).max() < shares
     assert abs(x_0.mean(0) - mean).max() < means
+
+
+@pytest.mark.parametrize(("method", "share"), [("pigdm", 0.5), ("dps", 0.6), ("replacement", 0.6)])
+def test_of_digits_most_of_what_the_measurements_say_is_found(method: str, share: float) -> None:
+    """A mixture of 30 Gaussians, whose posterior is known; the median over digits, as docs/inverse-problems.md has it."""
+    denoiser, mixture, digits = digits_posterior.problem()
+    rows = [digits_posterior.measure(denoiser, mixture, x_0, i, method) for i, x_0 in enumerate(digits[:4])]
+    found, unmeasured, spread, exact = np.median(rows, axis=0)
+    assert found < share * unmeasured
+    assert exact < spread < 2.2 * exact
+
+
+def test_the_exact_posterior_of_a_mixture_is_that_of_its_own_samples() -> None:
+    """Of one component the Gaussian formula; of two far apart, that of the nearer one."""
+    covariance = np.array([[1.0, 0.6], [0.6, 0.5]])
+    a, y = np.array([[1.0, 0.0]]), np.array([0.8])
+    one = digits_posterior.Mixture(np.ones(1), np.zeros((1, 2)), covariance[None])
+    gain = covariance[:, 0] / (covariance[0, 0] + 0.3**2)
+    mean, deviation = one.posterior(a, y, 0.3)
+    np.testing.assert_allclose(mean, gain * 0.8, rtol=1e-12)
+    assert deviation**2 * 2 == pytest.approx(np.trace(covariance) - gain @ covariance[0])
+    two = digits_posterior.Mixture(np.full(2, 0.5), np.array([[0.0, 0.0], [1e3, 0.0]]), np.stack([covariance] * 2))
+    np.testing.assert_allclose(two.posterior(a, y, 0.3)[0], mean, rtol=1e-12)
 
 
 # --- what a denoiser is put through ----------------------------------------------------------------------------------------
