@@ -21,7 +21,7 @@ STOREYS = [
     {"methods"},
     {"model"},
     {"run"},
-    {"cut", "edit", "norm", "reference", "repaint"},
+    {"cut", "edit", "likelihood", "norm", "reference", "repaint"},
     {"calibration"},
     {"features"},
     {"adapters", "evaluation"},

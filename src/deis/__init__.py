@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .cut import cut_plan
     from .edit import add_noise, image_to_image, inpaint
     from .grids import make_grid
+    from .likelihood import LogLikelihood, log_likelihood
     from .methods import get_method, make_plan
     from .methods.adams import adams
     from .methods.exponential import EXPONENTIAL_TABLEAUX, ExponentialTableau, exponential_rk
@@ -32,11 +33,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
-    "FlowMatching", "Plan", "PlanFamily", "Pretrained", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
-    "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "cut_plan",
-    "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint",
-    "invert", "load_model", "load_plan", "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams",
-    "posterior", "rho_rk", "sample", "static_threshold",
+    "FlowMatching", "LogLikelihood", "Plan", "PlanFamily", "Pretrained", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams",
+    "add_noise", "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided",
+    "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image",
+    "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_plan", "make_teacher", "measure_norm",
+    "parallel_adams", "posterior", "rho_rk", "sample", "static_threshold",
 ]  # fmt: skip
 
 _HOME = {
@@ -46,6 +47,7 @@ _HOME = {
         "cut": "cut_plan",
         "edit": "add_noise image_to_image inpaint",
         "grids": "make_grid",
+        "likelihood": "LogLikelihood log_likelihood",
         "methods": "get_method make_plan",
         "methods.adams": "adams",
         "methods.exponential": "EXPONENTIAL_TABLEAUX ExponentialTableau exponential_rk",

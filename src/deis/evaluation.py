@@ -19,11 +19,12 @@ from .calibration.network import Model, Network, rmse
 from .calibration.teacher import dense_plan
 from .features import Extractor, Perceptual, distances, features, load_extractor, load_images, load_perceptual
 from .files import replacing
+from .likelihood import log_likelihood
 from .methods.step import choose_form
 from .plan import Plan
 from .run import sample
 
-__all__ = ["converged", "distances", "evaluate", "features", "load_extractor", "load_images", "load_perceptual"]
+__all__ = ["converged", "distances", "evaluate", "features", "likelihood", "load_extractor", "load_images", "load_perceptual"]
 
 
 def evaluate(
@@ -174,6 +175,61 @@ class _Run:
     def _images(self, x_0: AnyArray) -> AnyArray:
         """Return the images of samples: themselves, or what latents, in the dtype and on the device of the noise, decode to."""
         return x_0 if self.decode is None else to_numpy(self.decode(like(x_0, self.network.x_T)))
+
+
+def likelihood(
+    plan: Plan, model: Any, images: AnyArray, *, seed: int = 0, batch: int = 64, device: str = "cpu", progress: Any = None
+) -> dict[str, Any]:
+    """Measure the likelihood of real images under a torch network, with one probe an image; see `deis.log_likelihood`.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of ``deis.make_plan(..., direction="encode")``.
+    model : callable, Denoiser or Pretrained
+    images : array of shape (n, ...), n of at least 2
+        Of 256 levels of grey from -1 to 1, as `load_images` returns them; noise within a level is added to each.
+    seed : int
+        The noise and the probe of image i depend on the seed and on i alone.
+    batch : int
+        Images a call of the model.
+    device : str
+        Where the network is.
+    progress : optional
+        A tqdm bar, or what has its `update(n)`.
+
+    Returns
+    -------
+    dict
+        "method", "grid", "nfe", "images", and the means of "nats" and "bits_per_dim", with the "standard_error" of the latter over
+        the images, which that of their probes is a part of.
+
+    Raises
+    ------
+    ValueError
+        Where there are fewer than two images, or they are not of 256 levels; else as `deis.log_likelihood`.
+    """
+    import torch
+
+    levels, batch = (np.asarray(images, dtype=np.float64) + 1) * 127.5, whole("batch", batch)
+    if len(levels) < 2 or not (np.abs(levels - np.rint(levels)) < 1e-3).all():
+        raise ValueError(
+            "images must be two or more, of 256 levels -1, -1 + 1/127.5, ..., 1, to which noise within a level is added"
+        )
+    found = []
+    for first in range(0, len(levels), batch):
+        numbers = range(first, min(first + batch, len(levels)))
+        u = [np.random.default_rng((seed, i)).random(levels.shape[1:]) for i in numbers]
+        x_0 = torch.tensor((levels[numbers] + u - 0.5) / 127.5 - 1, dtype=torch.float32, device=device)
+        rng = [torch.Generator().manual_seed(int(np.random.SeedSequence((seed, i, 1)).generate_state(1)[0])) for i in numbers]
+        part = log_likelihood(model, x_0, plan, rng=rng)
+        found.append([to_numpy(values) for values in (part.nats, part.bits_per_dim)])
+        if progress is not None:
+            progress.update(len(numbers))
+    nats, bits = np.concatenate(found, axis=1)
+    about: dict[str, Any] = {"method": plan.method, "grid": plan.grid, "nfe": plan.nfe, "images": len(bits)}
+    error = float(bits.std(ddof=1)) / len(bits) ** 0.5
+    return about | {"nats": float(nats.mean()), "bits_per_dim": float(bits.mean()), "standard_error": error}
 
 
 def _apart(perceptual: Perceptual, a: AnyArray, b: AnyArray, batch: int) -> AnyArray:

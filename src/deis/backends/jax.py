@@ -72,4 +72,5 @@ BACKEND = Backend(
     copy=lambda x: x,
     copied=lambda p, m, always: p,
     no_grad=nullcontext,
+    each=lambda f, z: jax.vmap(f)(z),
 )

@@ -80,4 +80,5 @@ BACKEND = Backend(
     copy=np.ndarray.copy,
     copied=_copied,
     no_grad=nullcontext,
+    each=lambda f, z: np.stack([f(v) for v in z]),
 )

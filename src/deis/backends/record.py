@@ -43,7 +43,7 @@ class Backend:
     combine : callable
         c_x x + sum_j c_p[j] history[j], see `deis.machine`, for coefficients that are numbers.
     vjp : callable, optional
-        vjp(f, x, *others) -> f(x, *others) and pull, with pull(u) = u df/dx, of the shape of x, to be called once. NumPy has none.
+        vjp(f, x, *others) -> f(x, *others) and pull, with pull(u) = u df/dx, of the shape of x. NumPy has none.
     prepared : callable
         prepared(plan, dtype) -> the plan's rows, and a `combine` for them, as they cost least for states of a dtype.
     caller : callable
@@ -59,6 +59,8 @@ class Backend:
         copied(p, m, always) -> p, in memory that the model's output m does not share, and nobody at all if `always`.
     no_grad : callable
         no_grad() -> a context in which no gradients are recorded.
+    each : callable
+        each(f, z) -> f of each of z, stacked.
     """
 
     xp: Any
@@ -77,6 +79,7 @@ class Backend:
     copy: Callable[[Any], Any]
     copied: Callable[[Any, Any, bool], Any]
     no_grad: Callable[[], AbstractContextManager[Any]]
+    each: Callable[[Callable[[Any], Any], Any], Any]
 
 
 def changed(names: str) -> ValueError:

@@ -57,7 +57,7 @@ def _vjp(f: Callable[..., Tensor], x: Tensor, *others: Any) -> tuple[Tensor, Cal
     def pull(u: Tensor) -> Tensor:
         with torch.inference_mode(False):
             u = (u.clone() if u.is_inference() else u).to(m.dtype)
-            found = torch.autograd.grad(m, leaf, u, create_graph=again, allow_unused=True)[0] if m.requires_grad else None
+            found = torch.autograd.grad(m, leaf, u, True, again, allow_unused=True)[0] if m.requires_grad else None
         if found is None:
             raise ValueError(
                 "a function of x returned what has no derivative in x: it computes without gradients, such as under "
@@ -127,4 +127,5 @@ BACKEND = Backend(
     copy=Tensor.clone,
     copied=lambda p, m, always: p.clone() if always or p is m else p,
     no_grad=torch.no_grad,
+    each=lambda f, z: torch.stack([f(v) for v in z]),  # in one batch some layers do not run, and none ran faster
 )

@@ -165,15 +165,19 @@ def sample_command(**options: Any) -> None:
 @click.option(
     "--paired", default=64, type=shared.COUNT, show_default=True, help="Samples to compare with the converged solution; 0 for none."
 )
+@click.option("--likelihood", type=shared.TWO, help="In place of samples: the likelihood of so many --real images.")
 @click.option("--reference-steps", default=128, type=shared.TWO, show_default=True, help="Steps of the converged solution.")
 @click.option("--work", type=shared.FOLDER, help="Keep finished batches here, and go on from there.")
 @click.option("--out", type=shared.OutFile(), default=Path("evaluation.json"), show_default=True)
 @shared.errors()
 def evaluate_command(**options: Any) -> None:
-    """Measure the samples of plans: against real images, and against the converged solution from the same noise."""
+    """Measure the samples of plans: against real images, and against the converged solution from the same noise.
+
+    With --likelihood, measure that of real images under the model, by plans that encode, on the vp_t grid of power 5.
+    """
     if options["backend"] != "torch":
         raise click.BadParameter("jax is not evaluated; leave it out", param_hint="--backend")
-    results = _evaluate(options)
+    results = _evaluate(options) if options["likelihood"] is None else _likelihoods(options)
     with replacing(options["out"]) as partial:
         partial.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(table(results["plans"]))
@@ -209,6 +213,32 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+def _likelihoods(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what `deis evaluate --likelihood` writes."""
+    from ..evaluation import likelihood, load_images
+
+    num, model = options["likelihood"], shared.load(options)
+    for name in ("features", "lpips"):
+        if options[name] is not None:
+            raise ValueError(f"--likelihood measures real images, and no samples; leave out --{name}")
+    if options["real"] is None or model.decode is not None:
+        raise ValueError("--likelihood is that of images under a network of pixels; give --real, and no network of latents")
+    images = load_images(options["real"], num)
+    if len(images) < num:
+        raise ValueError(f"--likelihood {num} asks for more than --real {options['real']} has, which has {len(images)} images")
+    plans = _plans(model, options, direction="encode", ts_phase="vp_t", ts_order=5.0)
+    denoiser = model.conditional(guidance=options["guidance"])
+    settings = {"seed": options["seed"], "batch": options["batch"], "device": options["device"] or "cpu"}
+    with tqdm(total=num * len(plans), desc="encoding", unit="image") as bar:
+        rows = [likelihood(plan, denoiser, images, progress=bar, **settings) for plan in plans]
+    return {
+        "model": str(options["model"] or "the network inside"),
+        "real": str(options["real"]),
+        "seed": options["seed"],
+        "plans": rows,
+    }
+
+
 def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
     """Return what `deis.evaluation.evaluate` measures with."""
     from ..evaluation import features, load_extractor, load_images, load_perceptual
@@ -226,12 +256,14 @@ def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
     return {"extractor": extractor, "real": real, "perceptual": perceptual, "reference": None}
 
 
-def _plans(model: Pretrained, options: dict[str, Any]) -> list[Plan]:
+def _plans(model: Pretrained, options: dict[str, Any], **settings: Any) -> list[Plan]:
+    """Return the plans of files, and of each method at each budget, which are made with the settings."""
     plans = [load_plan(file) for file in options["files"]]
     methods = options["methods"] or (() if plans else ("auto",))
     for method in methods:
         for nfe in options["budgets"] or (10,):
-            plans.append(model.plan(nfe) if method == "calibrated" else make_plan(model.sde, method, nfe=nfe))
+            own = method == "calibrated"
+            plans.append(model.plan(nfe) if own else make_plan(model.sde, method, nfe=nfe, **settings))
     for plan in plans:
         if not plan.matches(model.sde):
             raise ValueError(f"the plan {plan.method!r} is of the schedule {plan.schedule}, and the model of {model.sde.name}")

@@ -34,7 +34,9 @@ def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
         )
 
 
-def _told(model: Any, plan: Plan, predicts: str | None) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
+def told_for_plan(
+    model: Any, plan: Plan, predicts: str | None
+) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
     """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does."""
     model = without_labels(model)
     if isinstance(model, Denoiser) and not is_compiling():
@@ -151,7 +153,7 @@ def _run(
         function("callback", callback, "i", "t", "x")
     if any(value is not False for value in flags):  # as they are by default
         _check_flags(flags)
-    model, predicts, threshold = _told(model, plan, predicts)
+    model, predicts, threshold = told_for_plan(model, plan, predicts)
     factors = conversions(plan, predicts, threshold is not None)
     if plan.stochastic and rng is None:
         raise ValueError(
@@ -189,7 +191,7 @@ def _sample_several(
             f"{name} was asked for and plan is a sequence, whose samples take steps of their own; leave it out, or run each sample "
             "by itself"
         )
-    model, predicts, threshold = _told(model, plans[0], predicts)
+    model, predicts, threshold = told_for_plan(model, plans[0], predicts)
     check_together(plans, predicts, threshold is not None, getattr(model, "sde", None), rng)
     predictor = Predictor(model, backend_of(x_T), x_T.dtype, threshold)
     return run_several(plans, predictor, predicts, x_T, rng, bool(check_finite), bool(grad))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from ..backends.record import AddNoise
-from ..machine import Row, advance, advance_group, guessed
+from ..machine import Combine, Row, advance, advance_group, guessed
 from ..model.predictions import Level, Predictor
 from ..plan import Plan
 from .options import Options, not_finite, observer
@@ -45,7 +45,7 @@ def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> A
     if options.parallel:
         (x_0, _, _), out = _scan_groups(plan, predictor, options, start, relay, add_noise)
     else:
-        (x_0, _, _), out = lax.scan(step, start, _scanned(plan, options, dtype))
+        (x_0, _, _), out = lax.scan(step, start, _scanned(plan, options.factors, dtype))
     if relay is not None:
         relay.finish(x_0)
     if options.check_finite:
@@ -63,7 +63,7 @@ def _scan_groups(
     plan: Plan, predictor: Predictor, options: Options, carry: Carry, relay: _Relay | None, add_noise: AddNoise | None
 ) -> tuple[Carry, dict[str, Array]]:
     """Run a plan group by group, each in one call: one scan for each stretch of groups that call alike."""
-    scanned, outs = _scanned(plan, options, carry[0].dtype), []
+    scanned, outs = _scanned(plan, options.factors, carry[0].dtype), []
     for calls, stretch in groupby(plan.groups, lambda group: tuple(plan.calls[group.start : group.stop].tolist())):
         groups = list(stretch)
         rows = slice(groups[0].start, groups[-1].stop)
@@ -127,6 +127,37 @@ def _predict(plan: Plan, predictor: Predictor, options: Options) -> Callable[[Ar
     return lambda x, row, factors: lax.cond(row.calls, called, without_call, x, row, factors)
 
 
+def scan_rows(
+    plan: Plan,
+    factors: Sequence[Any],
+    predict: Callable[[Any, Array, Row, Array], Any],
+    combine: Combine[Any],
+    x: Any,
+) -> Any:
+    """Run a plan without noise in one scan, as `deis.machine.run_rows` does, on states that `combine` adds up: trees of arrays.
+
+    `predict(x, t, row, factors)` returns the prediction of a row that calls the network, with t of shape (batch,).
+    """
+    first = jax.tree.leaves(x)[0]
+
+    def called(x: Any, row: Row, factors: Array) -> Any:
+        return predict(x, jnp.full(len(first), row.t), row, factors)
+
+    def without_call(x: Any, row: Row, factors: Array) -> Any:
+        return guessed(row, x, combine)
+
+    def step(carry: Any, scanned: tuple[Array, Row, Array]) -> tuple[Any, None]:
+        (x, base, history), (_, row, factors) = carry, scanned
+        p = called(x, row, factors) if plan.calls.all() else lax.cond(row.calls, called, without_call, x, row, factors)
+        history = (p, *history)
+        base, x = advance(row, base, history, combine)
+        return (x, base, history[: plan.window - 1]), None
+
+    start = (x, x, (jax.tree.map(jnp.zeros_like, x),) * (plan.window - 1))
+    (x, _, _), _ = lax.scan(step, start, _scanned(plan, factors, first.dtype))
+    return x
+
+
 class _Relay:
     """Tells a listener on the host, and brings what it raises back to the caller, whom XLA would give an INTERNAL error or none.
 
@@ -157,14 +188,14 @@ class _Relay:
             raise self.error
 
 
-def _scanned(plan: Plan, options: Options, dtype: Any) -> tuple[Array, Row, Array]:
+def _scanned(plan: Plan, factors: Sequence[Any], dtype: Any) -> tuple[Array, Row, Array]:
     """Return the numbers of the rows, the rows as one of arrays, and the factors of their predictions: what the scan runs over."""
     n = len(plan.rows)
     columns = {name: jnp.asarray(getattr(plan, name)[:n], dtype) for name in Row._fields if name not in ("accepts", "calls", "t")}
     t = jnp.asarray(plan.t[:n], jnp.int32 if plan.discrete else dtype)
     row = Row(t=t, accepts=jnp.asarray(plan.accepts), calls=jnp.asarray(plan.calls), **columns)
     row = row if plan.stochastic else row._replace(keep_z=None)
-    return jnp.arange(n), row, jnp.asarray(np.array(options.factors), dtype)
+    return jnp.arange(n), row, jnp.asarray(np.array(factors), dtype)
 
 
 def _raise_unless(finite: Array, plan: Plan) -> None:
