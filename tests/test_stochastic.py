@@ -244,3 +244,7 @@ def test_bad_noise_is_refused(options: dict[str, Any], match: str) -> None:
 def test_the_eps_form_takes_no_noise() -> None:
     with pytest.raises(ValueError, match=r"tau=1\.0 needs form='data'"):
         deis.adams("eps", tau=1.0)
+
+
+def test_auto_takes_noise_as_well() -> None:
+    assert deis.make_plan(deis.VPSDE.linear(), "auto", nfe=20, tau=0.5).stochastic

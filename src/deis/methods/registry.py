@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -108,11 +108,14 @@ def _of_tableau(name: str) -> int:
 
 
 def _auto(**options: Any) -> Builder:
-    by_form = {form: adams(form, "vp_t", 1, 2, **{"name": "auto"} | options) for form in get_args(Form)}
+    def of(form: Form) -> Builder:
+        return adams(form, "vp_t", 1, 2, **{"name": "auto"} | options)
+
+    data = of("data")
 
     def build(sde: Schedule, ts: Array, grid: str) -> Plan:
         # Clean data, from where a plan may rise, have no direction in the data form.
-        return by_form["eps" if rises(ts) and np.isneginf(sde.log_sigma(ts[0])) else "data"](sde, ts, grid)
+        return (of("eps") if rises(ts) and np.isneginf(sde.log_sigma(ts[0])) else data)(sde, ts, grid)
 
     return build
 
