@@ -28,4 +28,4 @@ test: .venv/dev
 	@touch $@ .venv/demo
 
 clean:
-	rm -rf .venv samples.png plan.json evaluation.json digit.png eights.png mask.png painted.png
+	rm -rf .venv samples.png plan.json plan.png evaluation.json digit.png eights.png mask.png painted.png

@@ -208,7 +208,8 @@ GRIDS = """
 ## The grid
 
 Where you want the noise itself, lay the steps closer at the data: `ts_phase="vp_t", ts_order=5`. Where you want the picture back,
-encode on the grid that decodes, as the default does: the errors of both ways are then much alike, and cancel. By `auto`, decoded on its default grid of power 2; `python -m benchmarks.round_trip grids`:
+encode on the grid that decodes, as the default does: the errors of both ways are then much alike, and cancel. By `auto`, decoded on
+its default grid of power 2; `python -m benchmarks.round_trip grids`:
 
 | power of the grid | encode, 5 | 10 | 20 | round trip, 5 | 10 | 20 |
 |---|---|---|---|---|---|---|"""

@@ -16,7 +16,7 @@ STOREYS = [
     {"backends", "files"},
     {"operators"},
     {"alphas", "sde"},
-    {"grids", "groups", "plan_file", "plan_text", "quadrature"},
+    {"grids", "groups", "plan_file", "plan_html", "plan_text", "plots", "quadrature"},
     {"plan"},
     {"methods"},
     {"model"},

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from .plan_file import FLAGS, TABLES, document_of, read_content, read_document
 from .plan_text import describe
 from .quadrature import Form
 from .sde import Schedule, check_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TEXTS = ("form", "method", "grid", "schedule", "fitted")
 _DEEPEST = 100
@@ -253,12 +256,45 @@ class Plan:
             return all(np.allclose(found, own, tolerance, 1e-3 * tolerance) for found, own in levels)
 
     def __repr__(self) -> str:
+        return describe(self.rows, self.t[-1].item(), *self._titles)
+
+    @property
+    def _titles(self) -> tuple[str, str]:
+        """What the plan is, and where it comes from."""
         calls = f" in {self.depth} calls" if self.depth < self.nfe else ""
         title = (
             f"Plan {self.method or 'of unknown method'}: {self.nfe} evaluations{calls} in {self.num_step} steps, {self.form} form"
         )
-        about = ", ".join(text for text in (self.schedule, self.grid, self.fitted and f"fitted to {self.fitted}") if text)
-        return describe(self.rows, self.t[-1].item(), title, about)
+        return title, ", ".join(text for text in (self.schedule, self.grid, self.fitted and f"fitted to {self.fitted}") if text)
+
+    def _repr_html_(self) -> str:
+        """Return the plan as a notebook shows it: a small picture, and the table to unfold."""
+        from .plan_html import html_of
+
+        return html_of(self, *self._titles)
+
+    def plot(self, sde: Schedule | None = None) -> Figure:
+        """Return the plan as a picture, a matplotlib `Figure`: ``plan.plot().savefig("plan.png")``.
+
+        Above are the times of its states and stages on an axis of log(sigma/alpha), beside those of the usual grids in as many
+        steps; in the middle the table, a row for a row and 0 left blank; below the noise level sigma/alpha of x at each row.
+
+        Parameters
+        ----------
+        sde : Schedule, optional
+            The schedule that the plan was made for, of which the grids in t are drawn. By default the one that `schedule` names;
+            a schedule of your own or a discrete one cannot be told by its name.
+
+        Raises
+        ------
+        ImportError
+            Where matplotlib is missing; it says how to install it.
+        TypeError, ValueError
+            Where sde is no schedule, or not the plan's.
+        """
+        from .plots import plot_plan
+
+        return plot_plan(self, *self._titles, sde)
 
     def __eq__(self, other: object) -> bool:
         return self._content == other._content if isinstance(other, Plan) else NotImplemented

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 from ..arguments import kind
 from ..plan import Plan
+from ..plan_html import table_of
 from .teacher import Teacher
 
 
@@ -20,8 +22,17 @@ def provenance(teacher: Teacher, fit: int, records: list[dict[str, Any]]) -> dic
     }
 
 
-def calibration_report(plan: Plan) -> str:
-    """Return a table of what each stage of a plan's calibration did.
+class Report(str):
+    """A report as a text, which a notebook shows as a table of HTML."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def calibration_report(plan: Plan) -> Report:
+    """Return a table of what each stage of a plan's calibration did: a text, to print, and a table in a notebook.
 
     Raises
     ------
@@ -38,19 +49,29 @@ def calibration_report(plan: Plan) -> str:
         f"{'stage':<15}{'error before':>14}{'after':>10}{'loss before':>13}{'after':>9}{'change':>17}"
         f"{'evaluations':>13}{'seconds':>9}",
     ]
-    return "\n".join([*lines, *map(_line, about["stages"])])
+    report = Report("\n".join([*lines, *map(_line, about["stages"])]))
+    report.html = f"<p>{escape(lines[0])}</p>{table_of(_COLUMNS, map(_cells, about['stages']))}"
+    return report
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Return the line of a stage; plans of earlier versions were judged by the error, and tell of no loss."""
+    """Return the line of a stage."""
+    stage, before, after, loss_before, loss_after, change, evaluations, seconds, remark = _cells(row)
+    errors, losses = f"{stage:<15}{before:>14}{after:>10}", f"{loss_before:>13}{loss_after:>9}{change:>17}"
+    return f"{errors}{losses}{evaluations:>13}{seconds:>9}{remark and '  ' + remark}"
+
+
+_COLUMNS = ("stage", "error before", "after", "loss before", "after", "change", "evaluations", "seconds", "")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of a stage; plans of earlier versions were judged by the error, and tell of no loss."""
     before, after = ("loss_before", "loss_after") if "loss_after" in row else ("before", "after")
-    losses = f"{'':39}"
+    losses = ["", "", ""]
     if before == "loss_before":
         change = f"{row[after] - row[before]:.3f} +- {row['standard_error']:.3f}"
-        losses = f"{row[before]:>13.3f}{row[after]:>9.3f}{change:>17}"
-    unchanged = row["stage"] != "teacher" and row[after] >= row[before]
-    return (
-        f"{row['stage']:<15}{row['before']:>14.5f}{row['after']:>10.5f}{losses}{row['evaluations']:>13.0f}{row['seconds']:>9.1f}"
-        + ("  could not improve it" if unchanged else "")
-        + ("  cut short: the time was over" if row.get("cut") else "")
-    )
+        losses = [f"{row[before]:.3f}", f"{row[after]:.3f}", change]
+    remarks = ["could not improve it"] if row["stage"] != "teacher" and row[after] >= row[before] else []
+    remarks += ["cut short: the time was over"] if row.get("cut") else []
+    errors = [f"{row['before']:.5f}", f"{row['after']:.5f}"]
+    return [row["stage"], *errors, *losses, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}", "  ".join(remarks)]

@@ -1,10 +1,9 @@
-"""The command line: `deis sample`, `deis edit`, `deis plan`, `deis calibrate` and `deis evaluate`."""
+"""The command line: `deis sample`, `deis edit`, `deis plan`, `deis methods`, `deis calibrate` and `deis evaluate`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,37 +25,24 @@ from ..files import replacing
 from ..methods import make_plan
 from ..model.pretrained import Pretrained
 from ..plan import Plan, load_plan
-from ..sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 from . import shared
 from .edit import edit_command
+from .methods import methods_command
+from .plan import plan_command
 from .seeded import draw_noise, jax_runner, precision, torch_runner
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "vp-linear": VPSDE.linear, "vp-cosine": VPSDE.cosine, "sub-vp": SubVPSDE.linear, "ve": VESDE, "edm": EDM, "flow": FlowMatching,
-}  # fmt: skip
+_EPILOG = """deis methods lists what --method takes. For completion with the tab key, put into ~/.bashrc:
+eval "$(_DEIS_COMPLETE=bash_source deis)"; zsh_source and fish_source are those of other shells."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(package_name="deis-samplers")
 def main() -> None:
     """Samples from a diffusion model in few network calls."""
 
 
-main.add_command(edit_command)
-
-
-@main.command("plan")
-@shared.plan_options
-@click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="vp-linear", show_default=True, help="The noise schedule.")
-@click.option("--out", type=shared.OutFile(), help="Write the plan to this JSON file, too.")
-@shared.errors()
-def plan_command(schedule: str, out: Path | None, **options: Any) -> None:
-    """Print a plan: its times and its coefficients."""
-    plan = shared.build_plan(SCHEDULES[schedule](), options)
-    click.echo(repr(plan))
-    if out is not None:
-        plan.save(out)
-        click.echo(f"wrote {out}")
+for command in (plan_command, methods_command, edit_command):
+    main.add_command(command)
 
 
 @main.command("calibrate")
@@ -155,7 +141,14 @@ def sample_command(**options: Any) -> None:
 @main.command("evaluate")
 @shared.model_options
 @click.option("--plan", "files", type=shared.PLAN, multiple=True, help="Plan files.")
-@click.option("--method", "methods", multiple=True, help="Methods, each at every --nfe; calibrated: the model's own plans.")
+@click.option(
+    "--method",
+    "methods",
+    type=shared.MethodName("calibrated"),
+    multiple=True,
+    metavar="NAME",
+    help="Methods, each at every --nfe; calibrated: the model's own plans.",
+)
 @click.option("--nfe", "budgets", type=shared.POSITIVE, multiple=True, help="Budgets of evaluations; 10 where none is given.")
 @click.option("--num", default=1000, type=shared.POSITIVE, show_default=True, help="Samples of each plan.")
 @click.option("--batch", default=100, type=shared.POSITIVE, show_default=True, help="Samples a call of the model.")

@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 import numpy as np
+from click.shell_completion import CompletionItem
 from numpy.typing import NDArray
 
 from ..grids import PHASES
-from ..methods import KNOWN, make_plan
+from ..methods import make_plan
+from ..methods.registry import names
 from ..model.load import load_model, read_options
 from ..model.pretrained import Pretrained
 from ..plan import Plan, load_plan
@@ -34,6 +36,16 @@ class OutFile(click.Path):
         if not path.parent.is_dir():
             self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder; make it first", param, ctx)
         return path
+
+
+class MethodName(click.types.StringParamType):
+    """A name of a method, which the shell completes; `deis.make_plan` tells of unknown ones."""
+
+    def __init__(self, *others: str) -> None:
+        self.others = others
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in (*names(), *self.others) if name.startswith(incomplete.replace("-", "_"))]
 
 
 @contextmanager
@@ -57,6 +69,9 @@ def budgets(text: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+METHOD_HELP = "A method; deis methods lists them. By default auto, or a model's own calibrated plan."
+
+
 def plan_options(
     command: Callable[..., None],
     nfe: Any = POSITIVE,
@@ -68,7 +83,7 @@ def plan_options(
         click.option("--grid", type=click.Choice(PHASES), help="What is spaced evenly; by default the method's own choice."),
         click.option("--nfe", type=nfe, help=about),
         click.option("--steps", type=POSITIVE, help="The number of steps; 10 without --nfe."),
-        click.option("--method", help=f"One of {KNOWN}; by default auto, or a model's own calibrated plan."),
+        click.option("--method", type=MethodName(), metavar="NAME", help=METHOD_HELP),
     ):
         command = option(command)
     return command
@@ -80,19 +95,30 @@ def build_plan(sde: Schedule, options: dict[str, Any]) -> Plan:
     return make_plan(sde, method, options["steps"], options["grid"], options["grid_order"], nfe=options["nfe"])
 
 
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that say how a plan is built, where they were given."""
+    return {name: options[name] for name in ("method", "grid", "grid_order", "steps", "nfe") if options[name] is not None}
+
+
+def plan_of_file(options: dict[str, Any]) -> Plan:
+    """Return the plan of --plan, which stands in place of a method and grid."""
+    asked = _asked(options)
+    if asked:
+        raise ValueError(f"--plan {options['file']} and --{next(iter(asked)).replace('_', '-')} contradict; leave one out")
+    return load_plan(options["file"])
+
+
 def choose_plan(model: Pretrained, options: dict[str, Any]) -> Plan:
     """Return the plan to sample with: that of a file, the model's own, or one that is built."""
-    asked = {name: options[name] for name in ("method", "grid", "grid_order", "steps", "nfe") if options[name] is not None}
     if options["file"] is not None:
-        if asked:
-            raise ValueError(f"--plan {options['file']} and --{next(iter(asked)).replace('_', '-')} contradict; leave one out")
-        plan = load_plan(options["file"])
+        plan = plan_of_file(options)
         if not plan.matches(model.sde):
             raise ValueError(
                 f"--plan {options['file']} was made for the schedule {plan.schedule}, and the model's is {model.sde.name}; "
                 "calibrate one for this model with deis calibrate"
             )
         return plan
+    asked = _asked(options)
     if options["guidance"] == 1 and model.num_classes is not None and not asked.keys() - {"nfe"}:
         return model.plan(**asked)
     return build_plan(model.sde, options)

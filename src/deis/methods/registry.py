@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from difflib import get_close_matches
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +80,27 @@ class Entry:
         """Return the number or tableau in one of its names."""
         match = re.fullmatch(self.pattern, name.replace("-", "_"))
         return () if match is None else tuple(int(part) if "<q>" in self.name else part for part in match.groups())
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """Return the options that `deis.make_plan` takes with one of its names, and their defaults."""
+        arguments, found = self.arguments(name), dict[str, Any]()
+        for parameter in list(inspect.signature(self.build).parameters.values())[len(arguments) :]:
+            if parameter.kind is parameter.VAR_KEYWORD:  # passed on
+                passed = inspect.signature(_PASSES_TO.get(self.build, adams)).parameters
+                found |= {option: passed[option].default for option in passed if self._takes(arguments, option, passed)}
+            elif parameter.name != "name":  # what a plan calls itself
+                found[parameter.name] = parameter.default
+        return found
+
+    def _takes(self, arguments: tuple[Any, ...], option: str, passed: Any) -> bool:
+        """Tell whether it passes an option on, and does not set it itself."""
+        if option == "name":
+            return False
+        try:
+            self.build(*arguments, **{option: passed[option].default})
+        except TypeError:  # given twice
+            return False
+        return True
 
     @property
     def order_text(self) -> str:
@@ -302,6 +325,24 @@ REGISTRY = (
 )  # fmt: skip
 
 KNOWN = ", ".join(repr(entry.name) for entry in REGISTRY)
+_PASSES_TO: dict[Callable[..., Builder], Callable[..., Builder]] = {_parallel: parallel_adams}
+"""Where a builder's **options go, if not to `adams`."""
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return the names that can be typed: of those with a number the first few, of those with a tableau one for each."""
+    found = []
+    for entry in REGISTRY:
+        parts = TABLEAUX if "<tableau>" in entry.name else range(1, 5) if "<q>" in entry.name else ("",)
+        found += [re.sub("<.*>", str(part), entry.name) for part in parts]
+    return tuple(found)
+
+
+def suggestion(name: str) -> str:
+    """Return what to say of an unknown name: names near to it, if there are any."""
+    near = get_close_matches(name.lower().replace("-", "_").replace("+", "p"), names(), cutoff=0.7)
+    return f"; did you mean {' or '.join(map(repr, sorted(near)))}? The" if near else "; the"
 
 
 def find(name: str) -> tuple[Entry, tuple[Any, ...]]:
@@ -310,12 +351,12 @@ def find(name: str) -> tuple[Entry, tuple[Any, ...]]:
     Raises
     ------
     ValueError
-        For an unknown name; it lists the known ones.
+        For an unknown name; it tells near ones, and lists all.
     """
     for entry in REGISTRY:
         if re.fullmatch(entry.pattern, name.replace("-", "_")):
             return entry, entry.arguments(name)
-    raise ValueError(f"method={name!r} is unknown; the known ones are {KNOWN}, or a function (sde, ts, grid) -> Plan")
+    raise ValueError(f"method={name!r} is unknown{suggestion(name)} known ones are {KNOWN}, or a function (sde, ts, grid) -> Plan")
 
 
 def get_method(name: str, **options: Any) -> Builder:
