@@ -1,4 +1,4 @@
-"""How far torch and JAX are apart on the network inside, after ten steps of tab3, beside the rounding of each.
+"""How far torch and JAX are apart on the bundled MNIST model, after ten steps of tab3, beside the rounding of each.
 
 python -m benchmarks.agreement
 """

@@ -25,6 +25,7 @@ import deis
 from deis.adapters.diffusers import PlanScheduler
 
 from . import methods
+from .pages import folded, measured
 
 PATH = Path(__file__).parent / "results" / "anime64.csv"
 FIELDS = ("nfe", "scheduler", "settings", "error")
@@ -104,7 +105,7 @@ def measure(args: argparse.Namespace) -> None:
     x_T = torch.from_numpy(np.random.default_rng(3).standard_normal((16, 3, 64, 64), dtype=np.float32))
     args.work.mkdir(parents=True, exist_ok=True)
     reference = _reference(sde, net, x_T, args.work / "reference.npy")
-    rows = list(csv.DictReader(PATH.open())) if PATH.exists() else []
+    rows = measured(PATH)
     for nfe in args.nfe:
         for name, settings, scheduler in schedulers(betas, args.plans, nfe):
             key = {"nfe": str(nfe), "scheduler": name, "settings": settings}
@@ -132,7 +133,14 @@ def _reference(sde: deis.Schedule, net: Any, x_T: Tensor, path: Path) -> Tensor:
     return torch.cat(halves)
 
 
-ABOUT = """A network of 63 million parameters that this project did not train, behind schedulers of diffusers and of this library.
+ABOUT = """# A network of others
+
+![The error of every scheduler at ten calls](figures/anime64.png)
+
+On a network of 63 million parameters that this project did not train, plans fitted to it end at a third of the error of the best of
+diffusers' schedulers at ten calls. Untuned, the best plan has two thirds of it, and `auto` is beside DPM-Solver++.
+
+`python -m benchmarks.figures anime64` draws the figure.
 
 Made by `python -m benchmarks.anime64 report` of what `python -m benchmarks.anime64 --nfe 10 --plans ...` measured on
 23 November 2026, on two cores of an AMD EPYC server processor, with diffusers 0.42. Sampling starts at t = 290 of the discrete
@@ -145,10 +153,11 @@ with the betas of the times up to 290. The calibrated plans are those of [calibr
 def report() -> None:
     """Print the table."""
     print(ABOUT)
-    rows = sorted(csv.DictReader(PATH.open()), key=lambda row: (int(row["nfe"]), float(row["error"])))
-    print("| NFE | scheduler | settings | error |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {row['nfe']} | {row['scheduler']} | {row['settings']} | {float(row['error']):.4f} |")
+    rows = sorted(measured(PATH), key=lambda row: (int(row["nfe"]), float(row["error"])))
+    with folded("Every scheduler and its settings"):
+        print("| NFE | scheduler | settings | error |\n|---|---|---|---|")
+        for row in rows:
+            print(f"| {row['nfe']} | {row['scheduler']} | {row['settings']} | {float(row['error']):.4f} |")
 
 
 def main() -> None:

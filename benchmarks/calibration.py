@@ -12,7 +12,7 @@ this NFE or the nearest, which are run again here, on the same noise (they inclu
 calls" is the least error of the four updates and grids of diffusers that benchmarks/default.py found best at twice the evaluations.
 
 A run writes the plan of each stage to --out, and a line a stage to benchmarks/results/calibration_<problem>.csv; it keeps its
-teacher in --work, and goes on from there when it is started again. `report` prints the tables, behind benchmarks/calibration.md.
+teacher in --work, and goes on from there when it is started again. `report` prints benchmarks/calibration.md with the tables in it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import deis
 from deis.methods.layout import Builder
 
 from . import default, methods
+from .pages import folded, measured
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("nfe", "stage", "error", "evaluations", "seconds", "detail")
@@ -78,8 +79,8 @@ def anime64(args: argparse.Namespace) -> Trial:
 
 def untuned(problem: methods.Problem, name: str, nfe: int, cells: int | None = 12) -> Iterator[tuple[str, deis.Plan]]:
     """Yield the methods and grids that were best where they were measured, at this NFE or the nearest; all if cells is None."""
-    rows = list(csv.DictReader((RESULTS / f"methods_{name}.csv").open()))
-    nearest = min((int(row["nfe"]) for row in rows), key=lambda measured: abs(measured - nfe))
+    rows = measured(RESULTS / f"methods_{name}.csv")
+    nearest = min((int(row["nfe"]) for row in rows), key=lambda there: abs(there - nfe))
     rows = sorted((row for row in rows if int(row["nfe"]) == nearest), key=lambda row: float(row["error"]))[:cells]
     builders = {methods.title(about): build for about, build in methods.methods(problem)}
     for row in rows:
@@ -109,7 +110,7 @@ class Results:
     @classmethod
     def of(cls, name: str) -> Results:
         path = RESULTS / f"calibration_{name}.csv"
-        return cls(path, list(csv.DictReader(path.open())) if path.exists() else [])
+        return cls(path, measured(path))
 
     def at(self, nfe: int) -> dict[str, dict[str, str]]:
         """Return the lines of a number of evaluations, by stage."""
@@ -190,25 +191,28 @@ COLUMNS = {"auto": "`auto`"} | {stage: stage for stage in STAGES}
 
 
 def report() -> None:
-    """Print the tables."""
-    print(Path(__file__).with_suffix(".md").read_text())
-    for name, asked in ASKED.items():
-        results = Results.of(name)
-        columns = {stage: title for stage, title in COLUMNS.items() if any(row["stage"] == stage for row in results.rows)}
-        print(
-            f"## {name}\n\n| NFE | the best untuned | "
-            + " | ".join(columns.values())
-            + f" | {TWICE} | asked for: least squares, all |"
-        )
-        print("|---" * (4 + len(columns)) + "|")
-        for nfe in sorted({int(row["nfe"]) for row in results.rows}):
-            found = results.at(nfe)
-            best = found["untuned"]
-            cells = [str(nfe), f"{float(best['error']):.4f}, {best['detail']}"]
-            cells += [cell(found[stage], best) if stage in found else "" for stage in columns]
-            cells.append(f"{float(found[TWICE]['error']):.4f}, {found[TWICE]['detail']}" if TWICE in found else "")
-            print("| " + " | ".join([*cells, ", ".join(map(str, asked.get(nfe, ())))]) + " |")
-        print()
+    """Print the page: the text beside this file, with the tables in their place."""
+    before, after = Path(__file__).with_suffix(".md").read_text().split("TABLES\n\n")
+    print(before, end="")
+    for name in ASKED:
+        with folded(f"The errors on {name}"):
+            table(name)
+    print(after, end="")
+
+
+def table(name: str) -> None:
+    """Print the table of a problem."""
+    results = Results.of(name)
+    columns = {stage: title for stage, title in COLUMNS.items() if any(row["stage"] == stage for row in results.rows)}
+    print("| NFE | the best untuned | " + " | ".join(columns.values()) + f" | {TWICE} | asked for: least squares, all |")
+    print("|---" * (4 + len(columns)) + "|")
+    for nfe in sorted({int(row["nfe"]) for row in results.rows}):
+        found = results.at(nfe)
+        best = found["untuned"]
+        cells = [str(nfe), f"{float(best['error']):.4f}, {best['detail']}"]
+        cells += [cell(found[stage], best) if stage in found else "" for stage in columns]
+        cells.append(f"{float(found[TWICE]['error']):.4f}, {found[TWICE]['detail']}" if TWICE in found else "")
+        print("| " + " | ".join([*cells, ", ".join(map(str, ASKED[name].get(nfe, ())))]) + " |")
 
 
 def cell(row: dict[str, str], best: dict[str, str]) -> str:

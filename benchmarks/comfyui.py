@@ -1,4 +1,4 @@
-"""Samplers in ComfyUI itself, on the digits of the network inside: a table of errors, and the picture of the folder comfy.
+"""Samplers in ComfyUI itself, on the digits of the bundled MNIST model: a table of errors, and the picture of the folder comfy.
 
 DEIS_COMFYUI=.../ComfyUI python -m benchmarks.comfyui
 DEIS_COMFYUI=.../ComfyUI python -m benchmarks.comfyui --picture comfy/picture.png
@@ -99,7 +99,7 @@ def patcher_of(program: Any, kind: str, settings: dict[str, Any]) -> Any:
 
 
 class Digits(torch.nn.Module):
-    """The network inside, behind the scaling of an EPS model."""
+    """The bundled MNIST model, behind the scaling of an EPS model."""
 
     dtype = torch.float32
 

@@ -2,12 +2,11 @@
 
 python -m benchmarks.edits [--data mnist.npz]
 
-The pictures are test digits of MNIST, in the layout of keras.datasets.mnist, or without --data digits of the network inside. Two
-tables follow. The first is exact: pairs of a Gaussian with unit variances and correlation 0.9, of which one is known. The mean
-of the other, given the known one at 1, is to be 0.9, and its standard deviation 0.436. The second is of the network: the lower half
-of 64 digits is painted anew, and the seam is the mean absolute difference of the two rows beside it, in [-1, 1], over the columns
-where the known row has ink.
-"""
+The pictures are test digits of MNIST, in the layout of keras.datasets.mnist, or without --data digits of the bundled MNIST model.
+Two tables follow. The first is exact: pairs of a Gaussian with unit variances and correlation 0.9, of which one is known. The
+mean of the other, given the known one at 1, is to be 0.9, and its standard deviation 0.436. The second is of the network: the
+lower half of 64 digits is painted anew, and the seam is the mean absolute difference of the two rows beside it, in [-1, 1], over
+the columns where the known row has ink."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ python -m benchmarks.methods report > docs/methods.md
 The error is the median over samples of the root mean square difference to the reference; data lie in [-1, 1]. Three problems:
 
 digits    a mixture of 30 Gaussians fitted to scikit-learn's 8x8 digits, with its exact eps, VP linear; 64 samples, float64
-mnist     the network inside the package, labels in turn; 20 samples, float32
+mnist     the bundled MNIST model, labels in turn; 20 samples, float32
 anime64   a network of 63 million parameters that this project did not train, discrete cosine schedule, from t = 290; 8 samples,
           float32; a selection of methods at 5 NFE
 
@@ -42,12 +42,20 @@ from deis.methods.layout import Builder
 from deis.methods.registry import find
 from deis.quadrature import Form
 
-INTRODUCTION = """Made by `python -m benchmarks.methods report` of the measurements in
-[benchmarks/results](../benchmarks/results), which `python -m benchmarks.methods digits`, `... mnist` and `... anime64` write; its
-docstring says what each problem is. The error is the median over samples of the root mean square difference to the converged
-solution from the same noise, on the best of the grids, named behind it: t or vp_t and its power, rho of power 7 (Karras), log rho.
-The order is that of convergence: `data, t, order 3` is `deis.adams("data", "t", 2)`, of degree 2, and `data, t, order 3,
-corrector 2` is `deis.adams("data", "t", 1, 2)`. `auto` is `data, vp_t, order 3, corrector 2` on vp_t2."""
+from .pages import folded, measured
+
+INTRODUCTION = """![The least error at eight calls by clock and form](figures/methods.png)
+
+The clock and the form are worth a factor of two and more, and no choice is the best on every model. Over the three problems
+together the data form in vp_t with a corrector is first at 6, 8, 10, 15 and 20 calls, and that is what `auto` is.
+
+`python -m benchmarks.figures methods` draws the figure. The page is made by `python -m benchmarks.methods report` of the
+measurements in `benchmarks/results`, which `python -m benchmarks.methods digits`, `... mnist` and `... anime64` write; [its
+docstring](../benchmarks/methods.py) says what each problem is. The error is the median over samples of the root mean square
+difference to the converged solution from the same noise, on the best of the grids, named behind it: t or vp_t and its power,
+rho of power 7 (Karras), log rho. The order is that of convergence: `data, t, order 3` is `deis.adams("data", "t", 2)`, of
+degree 2, and `data, t, order 3, corrector 2` is `deis.adams("data", "t", 1, 2)`. `auto` is `data, vp_t, order 3, corrector 2`
+on vp_t2."""
 AUTO = "data, vp_t, order 3, corrector 2"
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("method", "form", "clock", "order", "corrector", "grid", "nfe", "error")
@@ -112,7 +120,7 @@ def mnist(num: int = 20) -> Problem:
 
 
 def flow(num: int = 20) -> Problem:
-    """Return the problem of the network inside as flow matching: its own noise levels, told by t = sigma / (alpha + sigma)."""
+    """Return the problem of the bundled MNIST model as flow matching: its own noise levels, told by t = sigma / (alpha + sigma)."""
     problem, sde = mnist(num), deis.FlowMatching()
     network, vp = problem.model, problem.sde
     assert isinstance(network, deis.Denoiser)
@@ -177,7 +185,7 @@ def methods(problem: Problem) -> Iterator[tuple[dict[str, str], Builder]]:
 
 
 def measure(problem: Problem, path: Path) -> None:
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = measured(path)
     done = {tuple(row[field] for field in FIELDS[:-1]) for row in rows}
     reference = problem.run(deis.make_plan(problem.sde, "tab3", problem.reference_steps, problem.reference_phase, 1.0))
 
@@ -226,7 +234,7 @@ def title(row: dict[str, str]) -> str:
     return f"{row['form']}, {row['clock']}, order {row['order']}" + (f", corrector {row['corrector']}" if row["corrector"] else "")
 
 
-def report(problem: str, rows: list[dict[str, str]]) -> None:
+def report(rows: list[dict[str, str]]) -> None:
     """Print for each method its error on its best grid, and the best of all at each NFE."""
     columns = sorted({int(row["nfe"]) for row in rows})
     best: dict[tuple[str, int], dict[str, str]] = {}
@@ -238,9 +246,7 @@ def report(problem: str, rows: list[dict[str, str]]) -> None:
     leader = {
         nfe: min((best[name, nfe] for name in names if (name, nfe) in best), key=lambda r: float(r["error"])) for nfe in columns
     }
-    print(
-        f"\n## {problem}\n\n| method | " + " | ".join(f"{nfe} NFE" for nfe in columns) + " |\n" + "|---" * (len(columns) + 1) + "|"
-    )
+    print("| method | " + " | ".join(f"{nfe} NFE" for nfe in columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
     for name in names:
         cells = []
         for nfe in columns:
@@ -280,20 +286,43 @@ def summary(tables: dict[str, list[dict[str, str]]]) -> None:
 def overall(tables: dict[str, list[dict[str, str]]], most: int = 12) -> None:
     """Print the methods and grids of the least error over the problems, relative to each problem's best: the geometric mean."""
     print("\n## Over the three problems\n")
+    with folded("The best methods and grids at each number of calls"):
+        ranking(tables, most)
+
+
+def ranking(tables: dict[str, list[dict[str, str]]], most: int) -> None:
+    """Print the table of each NFE."""
     print("The geometric mean over the problems of the error relative to the best measured there, of one method on one grid.\n")
     for nfe in sorted(EVALUATIONS):
         ratios: list[dict[tuple[str, str], float]] = []
-        for problem, measured in tables.items():
-            rows = measured if problem == "anime64" else under_both_names(measured)
+        for problem, found in tables.items():
+            rows = found if problem == "anime64" else under_both_names(found)
             errors = {key(row): float(row["error"]) for row in rows if int(row["nfe"]) == nfe}
             ratios.append({name: error / min(errors.values()) for name, error in errors.items()})
         common = set.intersection(*(set(table) for table in ratios))
         score = {name: float(np.exp(np.mean([np.log(table[name]) for table in ratios]))) for name in common}
-        print(f"### {nfe} NFE\n\n| method | grid | over all | " + " | ".join(tables) + " |\n" + "|---" * (3 + len(tables)) + "|")
+        print(f"**{nfe} NFE**\n\n| method | grid | over all | " + " | ".join(tables) + " |\n" + "|---" * (3 + len(tables)) + "|")
         for name in sorted(score, key=score.__getitem__)[:most]:
             cells = " | ".join(f"{table[name]:.2f}" for table in ratios)
             print(f"| {name[0]} | {name[1]} | {score[name]:.2f} | {cells} |")
         print()
+
+
+def page() -> None:
+    """Print the page of the three problems."""
+    print(f"# Every method on three problems\n\n{INTRODUCTION}")
+    tables = {name: measured(results(name)) for name in ("digits", "mnist", "anime64")}
+    summary(tables)
+    overall(tables)
+    print("## Appendix: everything that was tried\n")
+    for name, rows in tables.items():
+        with folded(f"Every method on {name}"):
+            report(rows)
+
+
+def results(problem: str) -> Path:
+    """Return the file of a problem's measurements."""
+    return RESULTS / f"methods_{problem}.csv"
 
 
 def main() -> None:
@@ -301,18 +330,12 @@ def main() -> None:
     parser.add_argument("problem", choices=["digits", "mnist", "anime64", "report"])
     parser.add_argument("--checkpoint", type=Path, default=Path("../shared/checkpoints/anime64"))
     args = parser.parse_args()
-    paths = {name: RESULTS / f"methods_{name}.csv" for name in ("digits", "mnist", "anime64")}
     if args.problem == "report":
-        print(f"# Every method on three problems\n\n{INTRODUCTION}")
-        tables = {name: list(csv.DictReader(path.open())) for name, path in paths.items()}
-        summary(tables)
-        overall(tables)
-        for name, rows in tables.items():
-            report(name, rows)
+        page()
         return
     problems: dict[str, Callable[[], Problem]] = {"digits": digits, "mnist": mnist, "anime64": partial(anime64, args.checkpoint)}
     torch.set_grad_enabled(False)
-    measure(problems[args.problem](), paths[args.problem])
+    measure(problems[args.problem](), results(args.problem))
 
 
 if __name__ == "__main__":

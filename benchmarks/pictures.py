@@ -8,7 +8,6 @@ plans are those that ship with the network; the last strip is converged (200 ste
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 import deis
 from benchmarks import calibration, methods
+from benchmarks.pages import measured
 
 DOCS = Path(__file__).parent.parent / "docs"
 COUNT = 20
@@ -28,7 +28,7 @@ def strips(nfes: list[int]) -> list[tuple[str, NDArray[np.float32]]]:
     network = deis.load_model()
     x_T = torch.from_numpy(np.random.default_rng(21).standard_normal((COUNT, *network.shape), dtype=np.float32))
     model = network.conditional(np.arange(COUNT) % 10)
-    rows = list(csv.DictReader((calibration.RESULTS / "calibration_mnist.csv").open()))
+    rows = measured(calibration.RESULTS / "calibration_mnist.csv")
     best = {int(row["nfe"]): row["detail"] for row in rows if row["stage"] == "untuned"}
     found = []
     for nfe in nfes:

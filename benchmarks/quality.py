@@ -1,4 +1,4 @@
-"""The network inside: whether its digits are digits, and the Fréchet distance of its samples to the test images.
+"""The bundled MNIST model: whether its digits are digits, and the Fréchet distance of its samples to the test images.
 
 python -m benchmarks.quality network --data mnist.npz
 python -m benchmarks.quality plans --data mnist.npz --num 1000 --nfe 4 5 6 8 10 --methods auto calibrated
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["network", "plans"])
     parser.add_argument("--data", type=Path, required=True, help="mnist.npz with x_train, y_train, x_test, y_test")
-    parser.add_argument("--model", help="as deis.load_model takes it; by default the network inside")
+    parser.add_argument("--model", help="as deis.load_model takes it; by default the bundled MNIST model")
     parser.add_argument("--num", type=int, help="samples, a multiple of 250; by default 10,000 of a network and 1,000 of a plan")
     parser.add_argument("--methods", nargs="+", default=["tab3", "auto"])
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 10, 20])

@@ -1,4 +1,4 @@
-"""There and back: data encoded to noise and decoded again, on the network inside the package; and a picture between two digits.
+"""There and back: data encoded to noise and decoded again, on the bundled MNIST model; and a picture between two digits.
 
 python -m benchmarks.round_trip
 python -m benchmarks.round_trip grids
@@ -31,7 +31,9 @@ from torch import Tensor
 import deis
 from deis.methods.registry import REGISTRY
 
+from .figures import MARKS
 from .methods import RESULTS, error
+from .pages import folded
 
 BUDGETS = (5, 10, 20)
 FIELDS = ("method", "nfe", "encode", "decode", "round_trip", "invert")
@@ -144,30 +146,63 @@ Each way has the error of its method, and the round trip has both.
 
 ![Error of the round trip against evaluations each way](round-trip.png)
 
-Made by `python -m benchmarks.round_trip` and `python -m benchmarks.round_trip report` on the network inside the package: {num}
+Made by `python -m benchmarks.round_trip` and `python -m benchmarks.round_trip report` on the bundled MNIST model: {num}
 digits, as many evaluations each way, the median root mean square difference, data in [-1, 1].
 
 """
 
 
 def report() -> None:
-    from matplotlib import pyplot as plt
+    """Draw the plot and print the page."""
+    draw()
+    page()
 
+
+def by_method() -> tuple[list[str], dict[tuple[str, int], dict[str, str]]]:
+    """Return the methods in order of their round trip, and the rows by method and budget."""
     rows = read()
     by = {(row["method"], int(row["nfe"])): row for row in rows}
-    order = sorted({row["method"] for row in rows}, key=lambda name: float(by.get((name, 20), {"round_trip": 9})["round_trip"]))
+    last = {name: float(by.get((name, 20), {"round_trip": 9})["round_trip"]) for name in sorted({row["method"] for row in rows})}
+    return sorted(last, key=last.__getitem__), by
+
+
+def draw() -> None:
+    from matplotlib import pyplot as plt
+
+    order, by = by_method()
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    colours = dict(zip(SHOWN, [*MARKS.items(), ("0.4", "p")], strict=True))
     for name in order:
         points = [(nfe, float(by[name, nfe]["round_trip"])) for nfe in BUDGETS if (name, nfe) in by]
-        style: dict[str, Any] = {"label": name, "lw": 1.8, "zorder": 3} if name in SHOWN else {"color": "0.85", "lw": 0.8}
-        axes.loglog(*zip(*points, strict=True), marker="o", ms=3, **style)
+        colour, marker = colours.get(name, ("0.85", ""))
+        style: dict[str, Any] = {"label": name, "lw": 1.8, "zorder": 3, "ms": 5} if name in SHOWN else {"lw": 0.8}
+        axes.loglog(*zip(*points, strict=True), color=colour, marker=marker, **style)
     axes.set(xlabel="evaluations each way", ylabel="error of the round trip", ylim=(None, 1))
     axes.set_xticks(BUDGETS, [str(nfe) for nfe in BUDGETS])
     axes.minorticks_off()
     axes.legend(fontsize=8)
     figure.savefig(DOCS / "round-trip.png", dpi=130)
+
+
+def page() -> None:
+    order, by = by_method()
     print(INTRODUCTION.format(num=16), end="")
     print(conclusion(by))
+    with folded("Every method there and back"):
+        table(order, by)
+    print(GRIDS)
+    for power in POWERS:
+        cells = [row for row in read(GRIDS_PATH) if float(row["power"]) == power]
+        print(f"| {power:g} | {' | '.join([row['encode'] for row in cells] + [row['round_trip'] for row in cells])} |")
+    print(INVERTIBLE)
+    print("| method | 5 | 10 | 20 |\n|---|---|---|---|")
+    for name in ("bdia", "belm"):
+        print(f"| `{name}` | {' | '.join(by[name, nfe]['invert'] for nfe in BUDGETS)} |")
+    print(INTERPOLATION)
+
+
+def table(order: list[str], by: dict[tuple[str, int], dict[str, str]]) -> None:
+    """Print the errors of the methods."""
     print("| method | encode, 20 | decode, 20 | round trip, 5 | 10 | 20 | its ratio to the sum of both ways at 20 |")
     print("|---|---|---|---|---|---|---|")
     for name in order:
@@ -178,15 +213,6 @@ def report() -> None:
             total = float(last["encode"]) + float(last["decode"])
             parts[:2], parts[-1] = [last["encode"], last["decode"]], f"{float(last['round_trip']) / total:.2f}"
         print(f"| `{name}` | {' | '.join(parts)} |")
-    print(GRIDS)
-    for power in POWERS:
-        cells = [row for row in read(GRIDS_PATH) if float(row["power"]) == power]
-        print(f"| {power:g} | {' | '.join([row['encode'] for row in cells] + [row['round_trip'] for row in cells])} |")
-    print(INVERTIBLE)
-    print("| method | 5 | 10 | 20 |\n|---|---|---|---|")
-    for name in ("bdia", "belm"):
-        print(f"| `{name}` | {' | '.join(by[name, nfe]['invert'] for nfe in BUDGETS)} |")
-    print(INTERPOLATION)
 
 
 def conclusion(by: dict[tuple[str, int], dict[str, str]]) -> str:
@@ -204,8 +230,7 @@ def conclusion(by: dict[tuple[str, int], dict[str, str]]) -> str:
     )
 
 
-GRIDS = """
-## The grid
+GRIDS = """## The grid
 
 Where you want the noise itself, lay the steps closer at the data: `ts_phase="vp_t", ts_order=5`. Where you want the picture back,
 encode on the grid that decodes, as the default does: the errors of both ways are then much alike, and cancel. By `auto`, decoded on

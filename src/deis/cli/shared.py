@@ -135,7 +135,9 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", default=0, type=COUNT, show_default=True, help="Sample i depends on the seed and on i alone."),
         click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
         click.option("--option", "load_options", multiple=True, metavar="NAME=VALUE", help=_OPTION_HELP),
-        click.option("--model", help="A folder, a file, or a name on the hub, see deis.load_model; by default the network inside."),
+        click.option(
+            "--model", help="A folder, a file, or a name on the hub, see deis.load_model; by default the bundled MNIST model."
+        ),
     ):
         command = option(command)
     return command

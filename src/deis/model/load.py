@@ -35,7 +35,7 @@ def load_model(
         - one of EDM, as safetensors, state dict or, with allow_pickle=True, pickle: `deis.model.checkpoints.edm.load_edm`;
         - a network in ONNX: `deis.model.checkpoints.onnx_file.load_onnx`.
     backend : {"torch", "jax"}
-        JAX runs folders with a `deis.json` and the network inside.
+        JAX runs folders with a `deis.json` and the bundled MNIST model.
     device : str, optional
         Such as "cuda"; torch and ONNX only.
     dtype : {"float32", "float64"}
