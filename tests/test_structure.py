@@ -25,6 +25,7 @@ STOREYS = [
     {"calibration"},
     {"features"},
     {"adapters", "evaluation"},
+    {"lab"},
     {"cli"},
 ]
 LONGEST = 40

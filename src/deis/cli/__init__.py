@@ -1,4 +1,4 @@
-"""The command line: `deis sample`, `deis edit`, `deis plan`, `deis methods`, `deis calibrate` and `deis evaluate`."""
+"""The command line: `deis sample`, `edit`, `plan`, `methods`, `calibrate`, `evaluate` and `lab`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ..model.pretrained import Pretrained
 from ..plan import Plan, load_plan
 from . import shared
 from .edit import edit_command
+from .lab import lab_command
 from .methods import methods_command
 from .plan import plan_command
 from .seeded import draw_noise, jax_runner, precision, torch_runner
@@ -41,7 +42,7 @@ def main() -> None:
     """Samples from a diffusion model in few network calls."""
 
 
-for command in (plan_command, methods_command, edit_command):
+for command in (plan_command, methods_command, edit_command, lab_command):
     main.add_command(command)
 
 

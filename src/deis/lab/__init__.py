@@ -1,0 +1,1 @@
+"""The lab: a page on one's own machine, to try samplers by looking."""
