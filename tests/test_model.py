@@ -81,8 +81,8 @@ sample = sampler_fn(noise)
 
 @pytest.mark.usefixtures("double_precision")
 def test_the_snippet_of_the_reference_runs_verbatim_and_agrees_between_frameworks() -> None:
-    noise, ends = X_T.astype(np.float64), {"sampling_eps": 1e-3, "sampling_T": 1.0}
-    models = [deis.load_model(backend=backend, dtype="float64").conditional(LABELS) for backend in ("torch", "jax")]
+    noise, ends = X_T[:4].astype(np.float64), {"sampling_eps": 1e-3, "sampling_T": 1.0}
+    models = [deis.load_model(backend=backend, dtype="float64").conditional(LABELS[:4]) for backend in ("torch", "jax")]
     in_torch: dict[str, Any] = {"torch": torch, "eps_model": models[0], "noise": torch.tensor(noise), **ends}
     in_jax: dict[str, Any] = {"jnp": jnp, "eps_model": models[1], "noise": jnp.asarray(noise), **ends}
     exec(SNIPPET.format(module="th_deis", xp="torch"), in_torch)
