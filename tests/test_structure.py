@@ -24,7 +24,7 @@ STOREYS = [
     {"cut", "edit", "likelihood", "norm", "reference", "repaint"},
     {"calibration"},
     {"features"},
-    {"adapters", "evaluation"},
+    {"adapters", "comparison", "evaluation"},
     {"lab"},
     {"cli"},
 ]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import operators as operators
     from .calibration import PlanFamily, Teacher, calibrate, calibrate_family, calibrate_range, calibration_report, make_teacher
+    from .comparison import Comparison, Recommendation, compare, recommend
+    from .comparison.report import write_report
     from .cut import cut_plan
     from .edit import add_noise, image_to_image, inpaint
     from .grids import make_grid
@@ -32,18 +34,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Denoiser", "ExponentialTableau",
-    "FlowMatching", "LogLikelihood", "Plan", "PlanFamily", "Pretrained", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams",
-    "add_noise", "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided",
-    "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image",
-    "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_plan", "make_teacher", "measure_norm",
-    "parallel_adams", "posterior", "rho_rk", "sample", "static_threshold",
+    "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Comparison", "Denoiser",
+    "ExponentialTableau", "FlowMatching", "LogLikelihood", "Plan", "PlanFamily", "Pretrained", "Recommendation", "Schedule",
+    "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise", "calibrate", "calibrate_family", "calibrate_range",
+    "calibration_report", "classifier_free", "classifier_guided", "compare", "cut_plan", "dynamic_threshold",
+    "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint", "invert",
+    "load_model", "load_plan", "log_likelihood", "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams",
+    "posterior", "recommend", "rho_rk", "sample", "static_threshold", "write_report",
 ]  # fmt: skip
 
 _HOME = {
     name: module
     for module, names in {
         "calibration": "PlanFamily Teacher calibrate calibrate_family calibrate_range calibration_report make_teacher",
+        "comparison": "Comparison Recommendation compare recommend",
+        "comparison.report": "write_report",
         "cut": "cut_plan",
         "edit": "add_noise image_to_image inpaint",
         "grids": "make_grid",

@@ -1,4 +1,4 @@
-"""The command line: `deis sample`, `edit`, `plan`, `methods`, `calibrate`, `evaluate` and `lab`."""
+"""The command line: `deis sample`, `edit`, `plan`, `methods`, `calibrate`, `evaluate`, `compare`, `recommend` and `lab`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ..methods import make_plan
 from ..model.pretrained import Pretrained
 from ..plan import Plan, load_plan
 from . import shared
+from .compare import compare_command, recommend_command
 from .edit import edit_command
 from .lab import lab_command
 from .methods import methods_command
@@ -42,7 +43,7 @@ def main() -> None:
     """Samples from a diffusion model in few network calls."""
 
 
-for command in (plan_command, methods_command, edit_command, lab_command):
+for command in (plan_command, methods_command, edit_command, compare_command, recommend_command, lab_command):
     main.add_command(command)
 
 
@@ -235,17 +236,11 @@ def _likelihoods(options: dict[str, Any]) -> dict[str, Any]:
 
 def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
     """Return what `deis.evaluation.evaluate` measures with."""
-    from ..evaluation import features, load_extractor, load_images, load_perceptual
+    from ..evaluation import load_perceptual
 
-    if (options["real"] is None) != (options["features"] is None):
-        raise ValueError("--real and --features belong together: give both, or neither")
+    extractor, real = shared.real_features(options["features"], options["real"], device)
     if options["lpips"] is not None and options["paired"] < 1:
         raise ValueError("--lpips is a distance of pairs; give --paired, too")
-    extractor = real = None
-    if options["features"] is not None:
-        extractor = load_extractor(options["features"], device)
-        images = load_images(options["real"])
-        real = np.concatenate([features(extractor, images[i : i + 500]) for i in range(0, len(images), 500)])
     perceptual = None if options["lpips"] is None else load_perceptual(options["lpips"], device)
     return {"extractor": extractor, "real": real, "perceptual": perceptual, "reference": None}
 

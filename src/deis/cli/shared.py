@@ -170,3 +170,15 @@ def labels_of(model: Pretrained, num: int, label: int | None = None) -> NDArray[
 def of_labels(model: Pretrained, options: dict[str, Any]) -> Any:
     """Return the model as `calibrate` and `evaluate` take it: where there are classes, a function of labels."""
     return model if model.num_classes is None else partial(model.conditional, guidance=options["guidance"])
+
+
+def real_features(name: str | None, path: Path | None, device: str) -> tuple[Any, Any]:
+    """Return the extractor of --features and the features of the images of --real, or None of both where neither is given."""
+    from ..evaluation import features, load_extractor, load_images
+
+    if (path is None) != (name is None):
+        raise ValueError("--real and --features belong together: give both, or neither")
+    if name is None or path is None:
+        return None, None
+    extractor, images = load_extractor(name, device), load_images(path)
+    return extractor, np.concatenate([features(extractor, images[i : i + 500]) for i in range(0, len(images), 500)])

@@ -1,0 +1,138 @@
+"""Which model it is: a digest of the weights behind a function, and what it predicts at fixed points."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+
+from ..arguments import is_torch_module
+from ..arrays import AnyArray
+from ..backends import to_numpy
+from ..calibration.network import Network
+from ..calibration.teacher import dense_plan
+from ..methods.step import choose_form
+
+_DEPTH = 12  # of functions within functions; a guided Denoiser of a pipeline has nine
+_PROBED, _KEPT = 2, 48
+_SAME = 1e-4
+"""How far, relative to their size, predictions of one model at one point may lie apart: by the rounding of float32."""
+_PLAIN = (str, bytes, int, float, complex, type(None), type, np.ndarray, np.generic)
+
+
+def networks(model: Any) -> Iterator[Any]:
+    """Yield the torch and NNX modules that a function holds: in closures, partial arguments, attributes, and globals it names."""
+    stack, seen = [(model, 0)], set[int]()
+    while stack:
+        value, depth = stack.pop()
+        if id(value) in seen or isinstance(value, _PLAIN):
+            continue
+        seen.add(id(value))
+        if is_torch_module(value) or _is_nnx(value):
+            yield value
+        elif depth < _DEPTH:
+            stack += [(inner, depth + 1) for inner in reversed(_inside(value))]
+
+
+def _inside(value: Any) -> list[Any]:
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, FunctionType):
+        code = value.__code__
+        cells = [found for cell in value.__closure__ or () for found in _content(cell)]
+        named = [value.__globals__[name] for name in code.co_names if name in value.__globals__]
+        return cells + [each for each in named if is_torch_module(each) or _is_nnx(each)]
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return list(value)
+    if is_dataclass(value):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _content(cell: CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # a name that was not given a value yet
+        return []
+
+
+def _is_nnx(value: object) -> bool:
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(value, nnx.Module)
+
+
+def weights_digest(model: Any) -> str:
+    """Return a digest of the names and numbers of all weights that a model holds; empty where none are found."""
+    found, total = False, hashlib.sha256()
+    for network in networks(model):
+        for name, values in _state(network):
+            found = True
+            total.update(f"{name} {values.dtype} {values.shape}".encode())
+            total.update(np.ascontiguousarray(values).tobytes())
+    return total.hexdigest() if found else ""
+
+
+def _state(network: Any) -> Iterator[tuple[str, AnyArray]]:
+    if is_torch_module(network):
+        for name, tensor in sorted(network.state_dict().items()):
+            yield name, to_numpy(tensor) if hasattr(tensor, "detach") else np.asarray(str(tensor))
+        return
+    import jax
+    from flax import nnx
+
+    for path, values in jax.tree_util.tree_leaves_with_path(nnx.state(network)):
+        if not jax.numpy.issubdtype(values.dtype, jax.dtypes.prng_key):
+            yield jax.tree_util.keystr(path), to_numpy(values)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which comparison it is: of which weights, schedule, noise and conditions; and predictions, which tell guidance apart."""
+
+    key: str
+    probe: tuple[float | None, ...]
+
+    def same(self, other: Identity) -> bool:
+        """Tell whether two are of one model and noise."""
+        if self.key != other.key or len(self.probe) != len(other.probe):
+            return False
+        a, b = (np.array(each.probe, dtype=np.float64) for each in (self, other))
+        scale = _SAME * np.sqrt(np.nanmean(np.square(a))) if np.isfinite(a).any() else 0.0
+        return bool(np.allclose(a, b, rtol=0, atol=scale, equal_nan=True))
+
+
+def identity_of(network: Network, weights: str, *about: object) -> Identity:
+    """Return the identity of a network on its noise, and of what else the numbers depend on."""
+    sde = network.sde
+    levels = np.linspace(sde.t_end, sde.t_start, 33)
+    with np.errstate(all="ignore"):
+        schedule = [np.round(level(levels), 9).tolist() for level in (sde.alpha, sde.sigma)]
+    noise = hashlib.sha256(network.numpy().tobytes()).hexdigest()
+    condition = "" if network.condition is None else _digest(network.condition)
+    text = json.dumps([weights, schedule, noise, condition, *about])
+    return Identity(hashlib.sha256(text.encode()).hexdigest()[:16], _probe(network))
+
+
+def _digest(condition: Any) -> str:
+    values = condition if isinstance(condition, list | tuple) else to_numpy(condition).tolist()
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
+
+def _probe(network: Network) -> tuple[float | None, ...]:
+    """Return some numbers of the predictions for the first samples, at the noise and half way to data."""
+    form = choose_form(network.sde, np.array([network.sde.t_start]))
+    x = network.numpy()[:_PROBED]
+    found = np.concatenate([network.predict(x, t, form).ravel() for t in dense_plan(network.sde, 2, form).t[:2]])
+    found = found[:: -(-len(found) // _KEPT)]
+    return tuple(float(value) if np.isfinite(value) else None for value in found)
