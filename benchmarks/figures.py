@@ -37,18 +37,16 @@ TITLES = {
     "anime64": "a 64x64 network of others",
 }
 ERROR = "error to the converged solution"
-plt.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "0.9",
-        "legend.frameon": False,
-        "savefig.dpi": 130,
-        "figure.constrained_layout.use": True,
-    }
-)
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "legend.frameon": False,
+    "savefig.dpi": 130,
+    "figure.constrained_layout.use": True,
+}
 
 
 def line(axes: Any, points: Iterable[tuple[float, float]], colour: str, label: str, **style: Any) -> None:
@@ -317,8 +315,9 @@ def main() -> None:
     drawn = DRAWN | guide.DRAWN
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*drawn, []], default=[])
-    for name in parser.parse_args().names or drawn:
-        drawn[name]()
+    with plt.rc_context(STYLE):
+        for name in parser.parse_args().names or drawn:
+            drawn[name]()
 
 
 if __name__ == "__main__":
