@@ -15,7 +15,7 @@ from deis.adapters.k_diffusion import sample_deis, sigmas_of, sigmas_of_auto
 from deis.methods.any_levels import adams_on_any_levels
 
 SAMPLERS = {
-    # Of what is better than euler, deis, dpmpp_2m and uni_pc on a Gaussian, the best on a trained network: benchmarks/comfyui.py.
+    # The best on a trained network of all that beat euler, deis, dpmpp_2m and uni_pc on a Gaussian: benchmarks/comfyui.py.
     # The method "auto" of the library is chosen for noise levels of its own.
     "deis_auto": adams_on_any_levels("data", "vp_t", 2, 2, most=2.0, name="deis_auto"),
     "deis_arctan2": adams_on_any_levels("eps", "arctan_rho", 2, name="deis_arctan2"),
@@ -38,14 +38,14 @@ FOLDER = "deis_plans"
 
 
 def named(name, **options):
-    """Return `sample_deis` with some options as a sampler of its own name, which ComfyUI logs from 0.29 on."""
+    """Return `sample_deis` with some options as a sampler with its own name, which ComfyUI logs from 0.29 on."""
     sampler = partial(sample_deis, **options)
     sampler.__name__ = name
     return sampler
 
 
 def register():
-    """Add the samplers and the scheduler to ComfyUI's lists, behind those that are there, and the folder of plans to its models."""
+    """Add the samplers and the scheduler to ComfyUI's lists, after the existing ones, and the folder of plans to its models."""
     samplers = importlib.import_module("comfy.samplers")
     sampling = importlib.import_module("comfy.k_diffusion.sampling")
     folders = importlib.import_module("folder_paths")
@@ -62,7 +62,7 @@ def register():
 
 
 def find_plan(path):
-    """Return the file: of this path, in models/deis_plans, or in ComfyUI's folder of inputs."""
+    """Return the file at this path, in models/deis_plans, or in ComfyUI's input folder."""
     folders = importlib.import_module("folder_paths")
     places = [Path(folder) for folder in (*folders.get_folder_paths(FOLDER), folders.get_input_directory())]
     for file in (Path(path), *(place / path for place in places)):
@@ -94,7 +94,7 @@ class LoadDeisPlan:
                         "min": 0.0,
                         "max": 1.0,
                         "step": 0.01,
-                        "tooltip": "For image-to-image: the part of the steps to run, the last ones.",
+                        "tooltip": "For image-to-image: the share of the steps to run, counted from the end.",
                     },
                 ),
             }
@@ -102,7 +102,7 @@ class LoadDeisPlan:
 
     @classmethod
     def IS_CHANGED(cls, path, denoise=1.0):  # noqa: N802 (ComfyUI's name)
-        """Return what changes with the file, so that ComfyUI loads it again."""
+        """Return a value that changes with the file, so that ComfyUI loads it again."""
         return hashlib.sha256(find_plan(path).read_bytes()).hexdigest()
 
     @classmethod

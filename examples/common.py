@@ -16,7 +16,7 @@ import deis
 from deis.calibration.network import Model
 from deis.evaluation import converged, evaluate, features, load_extractor, load_images
 
-# The table of the DEIS paper and of its reference implementation, and what came after it.
+# The methods in the table of the DEIS paper and of its reference implementation, and later ones.
 METHODS = {
     "DDIM": "ddim",
     "rhoAB1": "rhoab1", "rhoAB2": "rhoab2", "rhoAB3": "rhoab3",
@@ -28,7 +28,7 @@ METHODS = {
 
 
 Plans = dict[str, dict[int, deis.Plan]]
-"""By the names of methods and the evaluations."""
+"""Plans by the name of the method and the number of evaluations."""
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
@@ -38,12 +38,12 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of deis.load_model, such as sde=ve")
     parser.add_argument("--nfe", type=int, nargs="+", default=[5, 10, 15, 20, 50])
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "calibrated"], default=list(METHODS))
-    parser.add_argument("--num", type=int, default=64, help="samples of each cell")
+    parser.add_argument("--num", type=int, default=64, help="samples per cell")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference-steps", type=int, default=200)
     parser.add_argument("--real", type=Path, help="real images, for the Fréchet distance: a folder or an .npz file")
-    parser.add_argument("--features", help="of these images: a TorchScript file, or inception")
+    parser.add_argument("--features", help="the features of these images: a TorchScript file, or inception")
     parser.add_argument("--out", type=Path, default=Path("work") / "demo", help="finished batches, and table.json")
     return parser
 
@@ -76,7 +76,7 @@ def run(
     labels = None if condition is None else condition[few]
     reference, moved = converged(model, x_T[few], args.reference_steps, condition=labels, batch=args.batch)
     title = "RMSE to the converged samples" if real is None else f"Fréchet distance in the features of {args.features}"
-    print(f"reference: {args.reference_steps} steps, which half as many miss by {moved:.2g}")
+    print(f"reference: {args.reference_steps} steps, half as many differ by {moved:.2g}")
     rows: dict[str, dict[int, Any]] = {}
     tag = repr((args.features, args.model, args.option, getattr(args, "anime64", None)))
     with tqdm(total=sum(map(len, plans.values())) * len(x_T), unit="image") as bar:

@@ -3,7 +3,7 @@
 python examples/continuous.py --nfe 5 10 --num 20
 python examples/continuous.py --model checkpoint_8.pth --num 50000 --batch 500 --device cuda --real DIR --features inception
 
-The network is the one inside, trained on MNIST, or any that `deis.load_model` reads. On CIFAR-10 (score_sde, VP; the
+The network is the bundled MNIST model, or any that `deis.load_model` reads. On CIFAR-10 (score_sde, VP; the
 second command) the paper has an FID of 15.37 / 4.17 / 3.37 / 2.86 / 2.57 for tAB3 at 5 / 10 / 15 / 20 / 50 evaluations
 (arXiv 2204.13902). Give `--real` and `--features` for a Fréchet distance; it is an FID with the images of the training set and
 `inception` only. Otherwise the table has the median root mean square distance to the converged solutions from the same noise.

@@ -23,14 +23,14 @@ from deis.model.load import read_options
 
 
 def anime64(folder: Path, device: str) -> deis.Pretrained:
-    """Return the network of a folder with a `unet.py` that loads itself."""
+    """Return the network in a folder whose `unet.py` loads it."""
     spec = importlib.util.spec_from_file_location("anime64_unet", folder / "unet.py")
     if spec is None or spec.loader is None or not (folder / "unet.py").exists():
         raise SystemExit(f"--anime64 {folder} has no unet.py")
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     unet = module.load().to(device)
-    # At the last times, alpha is nearly 0 and a network that predicts eps says nothing of x_0.
+    # At the last times, alpha is nearly 0, and a prediction of eps hardly determines x_0.
     sde = replace(deis.VPSDE.discrete(module.alphas_cumprod()), sampling_T=290.0)
     return deis.Pretrained(lambda x, t, labels: unet(x, t), sde, "eps", (3, 64, 64), None, None, 1.0)
 

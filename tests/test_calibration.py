@@ -577,7 +577,7 @@ class Broken:
         ("nan", ValueError, "NaN or infinity at t=1.0"),
         ("memory", MemoryError, "ran out of memory on 8 samples; give a batch below 16"),
         ("cuda", MemoryError, "ran out of memory on 8 samples"),
-        ("chaos", ValueError, "does not converge: its end moves by"),
+        ("chaos", ValueError, "does not converge: its final states move by"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # in a model that diverges
@@ -609,11 +609,11 @@ PLAN = deis.make_plan(SDE, nfe=3)
         ({"plan": [PLAN, "auto"]}, "plan must be a deis.Plan.* is 'auto'"),
         ({"plan": "auto"}, "plan must be a deis.Plan.* is 'auto'"),
         ({"plan": []}, "give at least one"),
-        ({"plan": deis.make_plan(SDE, deis.adams(order=1), nfe=3)}, "is no registered name.*give method="),
+        ({"plan": deis.make_plan(SDE, deis.adams(order=1), nfe=3)}, "is not a registered name.*give method="),
         ({"method": "tab3"}, "builds another plan"),
         (
             {"teacher": 4},
-            r"has not converged: its end moves by 0\.\d+ from 2 to 4 steps, which is more than 0.05 of .* allow_rough=True",
+            r"has not converged: its final states move by 0\.\d+ from 2 to 4 steps, which is more than 0.05 of .* allow_rough=True",
         ),
         ({"teacher": 1}, "steps=1 must be a whole number of at least 2"),
         ({"plan": deis.make_plan(SDE, nfe=12), "teacher": 20, "samples": noise(64, 40)}, "the teacher is too coarse"),

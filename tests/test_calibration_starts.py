@@ -63,7 +63,7 @@ def test_a_function_of_the_caller_s_is_the_judge(teacher: deis.Teacher) -> None:
     verdict = Judge.of(teacher, 48, loss, [end]).of_ends(end)
     expected = np.abs(end - teacher.end[48:]).max(1)
     assert (verdict.error, verdict.loss) == (np.median(expected), expected.mean())
-    with pytest.raises(ValueError, match=r"one number a sample, shape \(16,\), and has shape \(\)"):
+    with pytest.raises(ValueError, match=r"one number per sample, shape \(16,\), and has shape \(\)"):
         Judge(teacher, 48, lambda x, target: abs(x - target).mean()).of_ends(end)
 
 

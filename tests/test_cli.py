@@ -97,7 +97,7 @@ def test_calibrate_writes_a_plan_that_sample_takes(tmp_path: Path) -> None:
     result = run("sample", "--plan", file, "--num", 4, "--out", out, "--dtype", "float32", *common)
     assert result.exit_code == 0, result.output
     assert "4 samples of 3 evaluations" in result.output
-    assert "contradict" in run("sample", "--plan", file, "--nfe", 3).output
+    assert "conflict" in run("sample", "--plan", file, "--nfe", 3).output
 
 
 def test_calibrate_writes_the_plans_of_several_budgets_and_goes_on(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_rough_teacher_is_refused_unless_allowed(tmp_path: Path) -> None:
     options = ["--nfe", 3, "--samples", 16, "--teacher-steps", 6, "--stages", "least_squares", "--out", tmp_path / "plan.json"]
     result = run("calibrate", *options)
     assert result.exit_code == 1
-    assert "Error: the teacher has not converged: its end moves by" in result.output
+    assert "Error: the teacher has not converged: its final states move by" in result.output
     assert not (tmp_path / "plan.json").exists()
     assert run("calibrate", *options, "--allow-rough").exit_code == 0
     assert deis.load_plan(tmp_path / "plan.json").provenance["teacher_steps"] == 6
@@ -152,12 +152,12 @@ FEW = ["--nfe", 2, "--num", 2, "--paired", 0]
         (["plan", "--grid-order", "nan"], 1, "ts_order=nan must be"),
         (["plan", "--steps", 10**12], 1, "at most 1000000"),
         (["plan", "--schedule", "flow", "--grid", "rho"], 1, "alpha is 0"),
-        (["plan", "--out", "nowhere/plan.json"], 2, "'nowhere' is no folder; make it first"),
-        (["plan", "--out", "text/plan.json"], 2, "'text' is no folder"),
+        (["plan", "--out", "nowhere/plan.json"], 2, "'nowhere' is not a folder; create it first"),
+        (["plan", "--out", "text/plan.json"], 2, "'text' is not a folder"),
         (["sample", "--plan", "nowhere.json"], 2, "does not exist"),
         (["sample", "--plan", "text"], 1, "'text' is not a usable plan file"),
         (["sample", "--plan", "deep.json"], 1, "'deep.json' is not a usable plan file"),
-        (["sample", "--class", 11], 1, "--class 11 is none of the model's, 0 ... 9"),
+        (["sample", "--class", 11], 1, "--class 11 is not a class of the model, 0 ... 9"),
         (["sample", "--class", -1], 1, "--class -1"),
         (["sample", "--num", 0], 2, "'--num': 0 is not in the range"),
         (["sample", "--batch", 0], 2, "'--batch': 0 is not in the range"),
@@ -168,8 +168,8 @@ FEW = ["--nfe", 2, "--num", 2, "--paired", 0]
         (["sample", "--option", "x"], 1, "must be NAME=VALUE"),
         (["sample", "--device", "nowhere"], 1, "nowhere"),
         (["sample", "--backend", "jax", "--device", "cuda"], 1, "--device cuda is for torch"),
-        (["sample", "--out", "nowhere/a.png"], 2, "'nowhere' is no folder"),
-        (["sample", "--npz", "nowhere/a.npz"], 2, "'nowhere' is no folder"),
+        (["sample", "--out", "nowhere/a.png"], 2, "'nowhere' is not a folder"),
+        (["sample", "--npz", "nowhere/a.npz"], 2, "'nowhere' is not a folder"),
         (["calibrate", "--model", "nowhere"], 1, "is no file or folder"),
         (["calibrate", "--stages", "magic"], 1, "stages='magic' is unknown"),
         (["calibrate", "--samples", 4, "--nfe", 3, "--teacher-steps", 2, "--allow-rough"], 1, "too few"),
@@ -181,7 +181,7 @@ FEW = ["--nfe", 2, "--num", 2, "--paired", 0]
         (["calibrate", "--seconds", 0], 2, "'--seconds': 0.0 is not in the range"),
         (["calibrate", "--samples", 0], 2, "'--samples': 0 is not in the range"),
         (["calibrate", "--teacher-steps", 1], 2, "'--teacher-steps': 1 is not in the range"),
-        (["calibrate", "--out", "nowhere/plan.json"], 2, "'nowhere' is no folder"),
+        (["calibrate", "--out", "nowhere/plan.json"], 2, "'nowhere' is not a folder"),
         (["evaluate", *FEW, "--num", 0], 2, "'--num': 0 is not in the range"),
         (["evaluate", *FEW, "--method", "magic"], 1, "method='magic' is unknown"),
         (["evaluate", *FEW, "--plan", "text"], 1, "'text' is not a usable plan file"),
@@ -190,7 +190,7 @@ FEW = ["--nfe", 2, "--num", 2, "--paired", 0]
         (["evaluate", *FEW, "--lpips", "text", "--paired", 1], 1, "'text' cannot be read as a TorchScript file"),
         (["evaluate", *FEW, "--paired", -1], 2, "'--paired': -1 is not in the range"),
         (["evaluate", *FEW, "--reference-steps", 1], 2, "'--reference-steps': 1 is not in the range"),
-        (["evaluate", *FEW, "--out", "nowhere/a.json"], 2, "'nowhere' is no folder"),
+        (["evaluate", *FEW, "--out", "nowhere/a.json"], 2, "'nowhere' is not a folder"),
     ],
 )
 def test_errors_are_one_line_without_a_traceback(

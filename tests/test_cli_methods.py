@@ -134,7 +134,7 @@ def test_a_plan_file_is_shown(tmp_path: Path) -> None:
         result = run("plan", "--plan", tmp_path / "plan.json", *options)
         assert result.exit_code == 1
         assert f"{options[0]}" in result.output
-        assert "contradict" in result.output
+        assert "conflict" in result.output
 
 
 def test_a_picture_of_another_kind_is_refused_before_the_work(tmp_path: Path) -> None:

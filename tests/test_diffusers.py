@@ -241,7 +241,7 @@ def test_a_terminal_signal_to_noise_ratio_of_0(
 
 def test_eps_at_alpha_0_is_refused_with_the_cure() -> None:
     theirs = diffusers.DDIMScheduler(**SD, **ZERO_SNR)
-    with pytest.raises(ValueError, match=r"prediction_type='epsilon' says nothing of the data where alpha is 0.*use a network of"):
+    with pytest.raises(ValueError, match=r"prediction_type='epsilon' does not determine the data where alpha is 0.*use a network"):
         PlanScheduler.from_config(theirs.config).set_timesteps(5)
     PlanScheduler.from_config(theirs.config, timestep_spacing="leading").set_timesteps(5)
 

@@ -166,8 +166,8 @@ def test_it_equals_heun(settings: dict[str, Any]) -> None:
             {"beta_schedule": "exp"},
             "beta_schedule='exp' is unknown to DPMSolverMultistepScheduler; give its betas as trained_betas",
         ),
-        ({"use_flow_sigmas": True, "timestep_spacing": "trailing"}, "timestep_spacing='trailing' says nothing of flow matching"),
-        ({"use_flow_sigmas": True, "trained_betas": [0.1, 0.2]}, r"trained_betas=\[0.1, 0.2\] says nothing of flow matching"),
+        ({"use_flow_sigmas": True, "timestep_spacing": "trailing"}, "timestep_spacing='trailing' does not apply to flow matching"),
+        ({"use_flow_sigmas": True, "trained_betas": [0.1, 0.2]}, r"trained_betas=\[0.1, 0.2\] does not apply to flow matching"),
         ({"use_flow_sigmas": True, "final_sigmas_type": "sigma_min"}, "final_sigmas_type='sigma_min' has no meaning for flow"),
     ],
 )
@@ -178,9 +178,9 @@ def test_settings_that_contradict_are_refused(settings: dict[str, Any], message:
 
 def test_an_argument_that_the_configuration_cannot_use_is_refused() -> None:
     flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
-    with pytest.raises(ValueError, match=r"timestep_spacing='trailing' says nothing of the times of a configuration of FlowMatch"):
+    with pytest.raises(ValueError, match=r"timestep_spacing='trailing' does not apply to the times of a configuration of Flow"):
         PlanScheduler.from_config(flow, timestep_spacing="trailing")
-    with pytest.raises(ValueError, match=r"shift=2\.0 says nothing of the times of a configuration of DDIMScheduler"):
+    with pytest.raises(ValueError, match=r"shift=2\.0 does not apply to the times of a configuration of DDIMScheduler"):
         PlanScheduler.from_config(diffusers.DDIMScheduler().config, shift=2.0)
     unipc = diffusers.UniPCMultistepScheduler(**SD, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=2.0)
     ours = PlanScheduler.from_config(unipc.config)  # whose class ignores its spacing and its betas, too

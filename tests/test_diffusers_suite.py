@@ -45,7 +45,7 @@ REASONS = {
     "ValueError not raised : Can only pass one": "timesteps beside their number, which may be given where they agree",
     "interpolation_type='log_linear' has no plan": "refused by name",
     "algorithm_type='sde-dpmsolver\\+\\+' of solver_order=2 has no plan": "refused by name: noise within a step",
-    "says nothing of flow matching|has no meaning for flow matching": "refused by name",
+    "does not apply to flow matching|has no meaning for flow matching": "refused by name",
 }
 """What messages match."""
 NUMBERS = (

@@ -257,7 +257,7 @@ def test_edm_refuses_what_it_cannot_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype='half' is unknown"):
         load_edm(tmp_path / "net.pt", dtype="half")
     torch.save(dict(karras(ADM | {"widths": (64, 128)})[0]), tmp_path / "narrow.pt")
-    with pytest.raises(ValueError, match=r"has channels \(64, 128\), and an ADM network has multiples of 64 from 128 up"):
+    with pytest.raises(ValueError, match=r"has channels \(64, 128\), but an ADM network has multiples of 64 from 128 up"):
         load_edm(tmp_path / "narrow.pt")
 
 
@@ -275,7 +275,7 @@ def test_a_pickle_is_read_only_where_that_is_asked_for(tmp_path: Path) -> None:
     w, _ = karras(DDPMPP)
     (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"ema": Network(dict(w))}))
     for load in (load_edm, deis.load_model):
-        with pytest.raises(ValueError, match="to read a pickle is to run the code in it; give allow_pickle=True if you trust"):
+        with pytest.raises(ValueError, match="reading a pickle runs the code in it; give allow_pickle=True if you trust"):
             load(tmp_path / "edm.pkl")
     torch.save(dict(w), tmp_path / "net.pt")
     expected = load_edm(tmp_path / "net.pt")(X, SIGMA)

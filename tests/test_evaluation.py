@@ -240,6 +240,6 @@ def test_the_command_measures_plans_side_by_side(tmp_path: Path) -> None:
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert "--real and --features belong together" in run("--num", 2, "--features", "net.pt").output
     deis.make_plan(deis.EDM(), "tab2", 3).save(tmp_path / "plan.json")
-    assert "is of the schedule EDM()" in run("--num", 2, "--plan", tmp_path / "plan.json").output
+    assert "was made for the schedule EDM()" in run("--num", 2, "--plan", tmp_path / "plan.json").output
     assert "--lpips is a distance of pairs" in run("--num", 2, "--lpips", "alex", "--paired", 0).output
-    assert "jax is not evaluated" in run("--backend", "jax").output
+    assert "evaluation runs in torch only" in run("--backend", "jax").output

@@ -118,7 +118,7 @@ def test_bad_labels_and_folders_are_named(tmp_path: Path) -> None:
         torch_model.conditional([10])
     with pytest.raises(ValueError, match="whole numbers"):
         torch_model.conditional([1.5])
-    with pytest.raises(ValueError, match="one entry a sample"):
+    with pytest.raises(ValueError, match="one entry per sample"):
         torch_model.conditional([1, 2])(torch.tensor(X_T), torch.full((20,), 0.4))
     with pytest.raises(ValueError, match="'torch', 'jax'"):
         deis.load_model(backend="tensorflow")

@@ -310,9 +310,9 @@ def test_pretrained_networks_repeat_their_labels() -> None:
         torch.testing.assert_close(deis.sample(PLAN, network.conditional([3, 0, 1, 2], **options), x, parallel=True), expected)
         assert seen[0] == [3, 0, 1, 2] * 2 + [4] * (8 if options else 0)
     assert torch.equal(deis.sample(PLAN, network, x, parallel=True), deis.sample(PLAN, network, x))
-    with pytest.raises(ValueError, match="one entry a sample"):  # a wrong batch is no copy of the labels
+    with pytest.raises(ValueError, match="one entry per sample"):  # a wrong batch is no copy of the labels
         deis.sample(PLAN, network.conditional([3, 0]), x, parallel=True)
-    with pytest.raises(ValueError, match="one entry a sample: there are 2 for 4 samples"):
+    with pytest.raises(ValueError, match="one entry per sample: there are 2 for 4 samples"):
         deis.sample(PLAN, network.conditional([3, 0], guidance=2.0), x, parallel=True)
 
 

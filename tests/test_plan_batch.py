@@ -252,9 +252,9 @@ def test_conditions_and_weights_that_do_not_fit_are_refused() -> None:
     for count in (2, 5):
         for guidance in (1.0, 2.0):
             denoiser = network().conditional([1] * count, guidance=guidance)
-            with pytest.raises(ValueError, match=f"one entry a sample: there are {count} for 4 samples"):
+            with pytest.raises(ValueError, match=f"one entry per sample: there are {count} for 4 samples"):
                 deis.sample(MIX, denoiser, x)
-        with pytest.raises(ValueError, match=f"weight must have one entry a sample: there are {count} for 4 samples"):
+        with pytest.raises(ValueError, match=f"weight must have one entry per sample: there are {count} for 4 samples"):
             deis.sample(MIX, deis.guided(model, model, [2.0] * count), x)
     for wrong in ([], [[2.0]], [float("nan"), 1.0]):
         with pytest.raises(ValueError, match=r"weight=.* must be a finite number, or an array of them of shape"):

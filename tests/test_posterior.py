@@ -459,7 +459,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: sampled(MASK, Y, torch.tensor(X), "pigdm", deis.Denoiser(curved, SCHEDULES["flow"])), ValueError,
      "predicts='eps' does not determine x_0 at t=1.0"),
     (lambda: deis.posterior(deis.Denoiser(curved, SCHEDULES["flow"]), MASK, Y, 0.1).predict(torch.tensor(X), 1.0), ValueError,
-     "predicts='eps' says nothing of x_0 at t=1.0, where alpha=0.0"),
+     "predicts='eps' does not determine x_0 at t=1.0, where alpha=0.0"),
 ]  # fmt: skip
 
 

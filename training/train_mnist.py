@@ -8,16 +8,16 @@ and beta_1 = 20.  It predicts v = alpha eps - sigma x_0 (Salimans & Ho, arXiv 22
 have unit variance at every noise level.  The noise levels, ln rho = ln(sigma / alpha), are drawn from a normal distribution, one
 in five uniformly from the whole range so that the ends do not starve.  One label in ten is replaced by the null class, so that
 classifier-free guidance works.  The rate is constant and decays to zero over the last part.
-What is written is the average of the weights with a memory that grows with the training (the power function of Karras et al.,
-arXiv 2312.02696), in half precision.
+The weights written are an average whose memory grows with the training (the power function of Karras et al., arXiv 2312.02696),
+in half precision.
 
-That network misses the class asked for in one sample of forty. So the second part of the training, with --teacher, goes on from it
+That network misses the class asked for in one of forty samples. So the second part of the training, with --teacher, goes on from it
 towards its own guided prediction (Meng et al., arXiv 2210.03142): v(x, c) + w (v(x, c) - v(x, null)). The weight w is a bell curve
 over ln rho, as guidance helps at middle noise levels (Kynkaanniemi et al., arXiv 2404.07724); it is smooth, and so is the result.
-What is written lies between the two: (1 - share) of the teacher's weights and --share of the new ones, as fine-tuned networks are
-averaged with what they were tuned from (Wortsman et al., arXiv 2109.01903). It is nearer to the data than either.
+The weights written lie between the two: (1 - share) of the teacher's and --share of the new ones, as fine-tuned networks are
+averaged with their starting point (Wortsman et al., arXiv 2109.01903). The result is nearer to the data than either.
 
-The network inside took 12,000 steps, up to 5,500 of them with --lr 2e-3, and went on with --steps 21500 --decay 0.45; then
+The bundled MNIST model took 12,000 steps, up to 5,500 of them with --lr 2e-3, and continued with --steps 21500 --decay 0.45; then
 --teacher with --steps 1200 --lr 5e-4 --decay 0.9 --share 0.75. training/losses.csv has the losses of the first part,
 docs/network.md what the network is good for. With --device cuda every step is one CUDA graph.
 The state of the training is saved every few minutes; the same command continues from there, and a longer --steps prolongs it.
@@ -112,7 +112,7 @@ def draw_times(batch: int, device: torch.device) -> torch.Tensor:
 
 
 def noisy(images: torch.Tensor, labels: torch.Tensor) -> Inputs:
-    """Return what the network is given, alpha x_0 + sigma eps with 1000 t and the labels, and v = alpha eps - sigma x_0."""
+    """Return the inputs of the network, alpha x_0 + sigma eps with 1000 t and the labels, and v = alpha eps - sigma x_0."""
     t = draw_times(len(images), images.device)
     log_abar = -(BETA_0 * t + 0.5 * (BETA_1 - BETA_0) * t**2)[:, None, None, None]
     alpha, sigma = torch.exp(0.5 * log_abar), torch.sqrt(-torch.expm1(log_abar))
@@ -138,7 +138,7 @@ def v_loss(net: UNet2DModel, x: torch.Tensor, times: torch.Tensor, labels: torch
 
 
 def test_loss(net: UNet2DModel, test: Batch) -> float:
-    """Return the loss on 2,000 test images, each time of them with the same noise and noise levels."""
+    """Return the loss on 2,000 test images, always with the same noise and noise levels."""
     device = test[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(0)
@@ -244,10 +244,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=500, help="steps between two lines of losses")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--teacher", type=Path, help="a model folder: go on from it, towards its own guided prediction")
-    parser.add_argument("--share", type=float, default=1.0, help="with --teacher: the share of the new weights in what is written")
+    parser.add_argument("--share", type=float, default=1.0, help="with --teacher: the share of the new weights in those written")
     args = parser.parse_args()
     if not 0 <= args.share <= 1 or (args.share < 1 and args.teacher is None):
-        parser.error(f"--share {args.share:g} must be from 0 to 1, and below 1 it needs the --teacher that has the rest")
+        parser.error(f"--share {args.share:g} must be from 0 to 1, and below 1 it needs --teacher for the rest")
     return args
 
 
@@ -286,7 +286,7 @@ def main() -> None:
     args = parse_args()
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
-    torch.set_float32_matmul_precision("high")  # TF32, where there is such a thing
+    torch.set_float32_matmul_precision("high")  # TF32, where available
     train_set, test_set = ((images.to(args.device), labels.to(args.device)) for images, labels in load_images(args.data))
     net, ema = make_network().to(args.device), make_network().to(args.device)
     teacher = None

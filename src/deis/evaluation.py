@@ -49,7 +49,7 @@ def evaluate(
     Parameters
     ----------
     plan, model, samples, condition, batch
-        As for `deis.calibrate`: what runs, on which noise.
+        As for `deis.calibrate`: the plan to run, and the noise.
     extractor : callable, optional
         images -> features, for the distances to real images; `load_extractor` makes one.
     real : array of shape (m, d), optional
@@ -57,18 +57,18 @@ def evaluate(
     reference : array of shape (k, ...), optional
         The converged solutions of the first k samples, as `converged` returns them.
     perceptual : callable, optional
-        (images, images) -> distances of shape (n,), to be taken to the converged solutions, too; `load_perceptual` makes one.
+        (images, images) -> distances of shape (n,), a second distance to the converged solutions; `load_perceptual` makes one.
     decode : callable, optional
-        Of a network of latents: samples -> images, for the extractor and the perceptual distance; see `deis.Pretrained`.
+        For a network of latents: samples -> images, for the extractor and the perceptual distance; see `deis.Pretrained`.
     rng : optional
-        Random numbers of a stochastic plan, see `deis.sample`.
+        Random numbers for a stochastic plan, see `deis.sample`.
     folder : path, optional
-        Keep each finished batch here, and go on from there; the folder may serve several plans, and with different tags
+        Keep each finished batch here, and resume from there; the folder may serve several plans, and with different tags
         several models.
     tag : str
-        What the samples and features depend on beside the plan and the noise, such as the model's and the extractor's names.
+        What the samples and features depend on besides the plan and the noise, such as the model's and the extractor's names.
     progress : optional
-        A tqdm bar, or what has its `update(n)`.
+        A tqdm bar, or another object with `update(n)`.
 
     Returns
     -------
@@ -131,7 +131,7 @@ class _Run:
     tag: str
 
     def batch(self, first: int, last: int) -> dict[str, Any]:
-        """Return one batch's seconds, features and, of the first samples, states; from the folder where they are there."""
+        """Return one batch's seconds, features and, of the first samples, states; from the folder if they are there."""
         if self.folder is None:
             return self._measured(first, last)
         path = Path(self.folder) / f"{self._key(first, last)}.npz"
@@ -150,14 +150,14 @@ class _Run:
         part = {"seconds": np.array(time.perf_counter() - start), "x_0": x_0[: max(self.compared - first, 0)]}
         if not np.isfinite(x_0).all():
             raise ValueError(
-                f"the samples {first} ... {last - 1} of {self.plan.method!r} are not finite; look with check_finite=True"
+                f"the samples {first} ... {last - 1} of {self.plan.method!r} are not finite; find the cause with check_finite=True"
             )
         if self.extractor is not None:
             part["features"] = features(self.extractor, self._images(x_0))
         return part
 
     def _key(self, first: int, last: int) -> str:
-        """Return a name for what a batch depends on."""
+        """Return a name from all that a batch depends on."""
         noise = hashlib.sha256(to_numpy(self.network.x_T[first:last]).tobytes()).hexdigest()
         text = json.dumps([self.plan.document()["sha256"], self.tag, noise, first, last, self.compared])
         return hashlib.sha256(text.encode()).hexdigest()[:20]
@@ -185,24 +185,24 @@ def likelihood(
     Parameters
     ----------
     plan : Plan
-        Of ``deis.make_plan(..., direction="encode")``.
+        From ``deis.make_plan(..., direction="encode")``.
     model : callable, Denoiser or Pretrained
     images : array of shape (n, ...), n of at least 2
         Of 256 levels of grey from -1 to 1, as `load_images` returns them; noise within a level is added to each.
     seed : int
         The noise and the probe of image i depend on the seed and on i alone.
     batch : int
-        Images a call of the model.
+        Images per call of the model.
     device : str
         Where the network is.
     progress : optional
-        A tqdm bar, or what has its `update(n)`.
+        A tqdm bar, or another object with `update(n)`.
 
     Returns
     -------
     dict
         "method", "grid", "nfe", "images", and the means of "nats" and "bits_per_dim", with the "standard_error" of the latter over
-        the images, which that of their probes is a part of.
+        the images; it includes the error of the probes.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def _apart(perceptual: Perceptual, a: AnyArray, b: AnyArray, batch: int) -> AnyA
 
 
 def _batches(network: Network) -> Iterator[tuple[int, int]]:
-    """Yield the first sample of each batch, and the one behind its last."""
+    """Yield the first sample of each batch, and the one after its last."""
     for first in range(0, len(network.x_T), network.batch):
         yield first, min(first + network.batch, len(network.x_T))
 
@@ -256,7 +256,7 @@ def _sampled(network: Network, plan: Plan, first: int, last: int, rng: Any = Non
 
 
 def converged(model: Model, samples: Any, steps: int = 128, *, condition: Any = None, batch: int = 64) -> tuple[AnyArray, float]:
-    """Return the solutions of the probability flow in many steps, and the median by which they differ from those of half as many.
+    """Return the solutions of the probability flow in many steps, and their median difference from those of half as many.
 
     Raises
     ------

@@ -36,11 +36,11 @@ class LogLikelihood:
     nats : array of shape (batch,)
         log p(x_0), the density of the model's data at the plan's first time.
     bits_per_dim : array of shape (batch,)
-        -nats / (d log 2) + log2(127.5), with d the numbers of a sample: the bits that it takes to tell the grey levels of images of
-        256 levels 0 ... 255 by x_0 = (level + u - 1/2) / 127.5 - 1, where u is uniform on [0, 1) (uniform dequantisation). In the
-        mean over u it is an upper bound. Of other data it means nothing.
+        -nats / (d log 2) + log2(127.5), with d the size of a sample. Images have 256 grey levels 0 ... 255, and
+        x_0 = (level + u - 1/2) / 127.5 - 1, where u is uniform on [0, 1) (uniform dequantisation). Then this is the number of bits
+        per grey level, and in the mean over u an upper bound. For other data it has no meaning.
     standard_error : array of shape (batch,), or None
-        That of nats by the probes of its divergence, and no other error; 0 of an exact one, None of a single probe.
+        The standard error of nats due to the probes of its divergence, and no other error; 0 if exact, None for a single probe.
     nfe : int
         The network's evaluations, each for the whole batch and with all its derivatives.
     """
@@ -63,7 +63,7 @@ def log_likelihood(
     data_deviation: float = 0.1,
     prior_deviation: float | None = None,
 ) -> LogLikelihood:
-    r"""Return the logarithm of the density that a model gives to data, by encoding them.
+    r"""Return the logarithm of the density that a model gives to data, by encoding.
 
     The probability flow carries x_0 to x_T, whose density is the prior's, and changes volumes on the way (Chen et al., arXiv
     1806.07366; Song et al., arXiv 2011.13456, section 4.3)::
@@ -80,24 +80,24 @@ def log_likelihood(
     model : callable, Denoiser or Pretrained
         As for `deis.encode`, and differentiable in x.
     x_0 : torch.Tensor or jax.Array of shape (batch, ...)
-        The data, in float32 or float64. The density is that of the model at plan.t[0], of data with that little noise.
+        The data, in float32 or float64. The density is that of the model at plan.t[0], that is, of data with that little noise.
     plan : Plan
-        Of ``deis.make_plan(sde, method, nfe=..., direction="encode")``, with any method that does not add noise. Volumes change
+        From ``deis.make_plan(sde, method, nfe=..., direction="encode")``, with any method that does not add noise. Volumes change
         most where the noise is least, and so the grid matters: ts_phase="vp_t" and ts_order=5 are good, see docs/likelihood.md.
     predicts
         As for `deis.encode`.
-    rng : torch.Generator or jax.random key, or one a sample
-        Random numbers of the probes. A sample depends on its own stream alone, see `deis.sample`.
+    rng : torch.Generator or jax.random key, or one per sample
+        Random numbers for the probes. A sample depends on its own stream alone, see `deis.sample`.
     probes : int
-        The divergence is the mean of z . J z over so many z of random signs (Hutchinson), the same ones along the whole path
+        The divergence is the mean of z . J z over this many z of random signs (Hutchinson), the same ones along the whole path
         (Grathwohl et al., arXiv 1810.01367). Its expectation is the divergence.
     exact : bool
-        In place of random probes each unit vector in turn: as many derivatives as a sample has numbers.
+        Use each unit vector in turn in place of random probes: as many derivatives as a sample has numbers.
     data_deviation : float
-        The c of above. With any c the error has the order of the method; it is small with one near the deviations that data have
-        beside each other, which for images in [-1, 1] are those of neighbouring pixels and not of the whole.
+        The c above. With any c the error has the order of the method. It is small if c is near the local deviation of the data:
+        for images in [-1, 1], that of neighbouring pixels, not that of the whole image.
     prior_deviation : float, optional
-        The standard deviation of the prior; by default sigma at the plan's end, where alpha x_0 is taken to be nothing beside it.
+        The standard deviation of the prior; by default sigma at the plan's end, where alpha x_0 is neglected.
 
     Returns
     -------
@@ -124,7 +124,7 @@ def log_likelihood(
     probes, c = whole("probes", probes), number("data_deviation", data_deviation, above=0)
     deviation = number("prior_deviation", plan.sigma[-1] if prior_deviation is None else prior_deviation, above=0)
     model, predicts, _ = told_for_plan(model, plan, predicts)
-    for part in (model, getattr(getattr(model, "model", None), "denoiser", None)):  # that which a classifier guides, too
+    for part in (model, getattr(getattr(model, "model", None), "denoiser", None)):  # also the one that a classifier guides
         if isinstance(part, Denoiser) and part.threshold is not None:
             raise ValueError("model has a threshold, and so no density of its own; make the deis.Denoiser without threshold=")
     size = math.prod(x_0.shape[1:])
@@ -144,7 +144,7 @@ def _check_plan(plan: Plan) -> None:
         raise ValueError(
             f"the plan {plan.method!r} is fitted to {plan.fitted}, and not to a change of volume; give an unfitted one"
         )
-    if (plan.guess[~plan.calls] != 1).any() or plan.method.endswith(ANALYTICAL):  # a guess of 1 is a state of before
+    if (plan.guess[~plan.calls] != 1).any() or plan.method.endswith(ANALYTICAL):  # a guess of 1 is an earlier state
         raise ValueError(f"the plan {plan.method!r} guesses a prediction, and so its change of volume; make it without afs=")
     if plan.form == "eps" and plan.alpha[-1] == 0:
         raise ValueError(
@@ -248,7 +248,7 @@ class _Flow:
 
 
 def _summed(changes: Any, exact: bool) -> tuple[Any, Any]:
-    """Return log |det| of its parts by unit vector or its estimates by probe, and the standard error."""
+    """Return log |det| from its parts by unit vector or its estimates by probe, and the standard error."""
     count = changes.shape[1]
     if exact:
         return changes.sum(1), 0 * changes[:, 0]

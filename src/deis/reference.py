@@ -122,7 +122,7 @@ class VPSDE(ExpSDE):
 
 
 class DiscreteVPSDE(ExpSDE):
-    """That of a model trained at the integer times 0, 1, ..., N - 1: `deis.VPSDE.discrete` of its cumulative alphas.
+    """The SDE of a model trained at the integer times 0, 1, ..., N - 1: `deis.VPSDE.discrete` of its cumulative alphas.
 
     Between the integers abar is linear. `get_sampler` calls the network between them, too, as `th_deis` does.
     """
@@ -132,7 +132,7 @@ class DiscreteVPSDE(ExpSDE):
 
 
 class IntegerVPSDE(ExpSDE):
-    """As `DiscreteVPSDE`, and `get_sampler` calls the network at integers only, as `jax_deis` does."""
+    """As `DiscreteVPSDE`, but `get_sampler` calls the network at integers only, as `jax_deis` does."""
 
     def __init__(self, discrete_alpha: Any) -> None:
         super().__init__(schedules.VPSDE.discrete(discrete_alpha))
@@ -233,8 +233,8 @@ def get_rev_ts(exp_sde: schedules.Schedule, num_step: int, ts_order: float, ts_p
     """Return the num_step + 1 decreasing times at which the reference samples.
 
     Those of `deis.make_grid` for a continuous schedule. For a discrete one they stay fractional, unless two of them truncate to one
-    integer: then they are the truncated times, filled up to the count with the smallest unused integers. An `IntegerVPSDE` takes
-    the truncated times of a grid that ends at 0.1 always.
+    integer. Then they are the truncated times, and the smallest unused integers fill them up to the count. An `IntegerVPSDE` always
+    takes the truncated times of a grid that ends at 0.1.
     """
     whole = isinstance(exp_sde, IntegerVPSDE)
     sde = exp_sde.between(end=_LAST) if whole else exp_sde

@@ -1,1 +1,1 @@
-"""Plans in other people's loops: diffusers, k-diffusion, ComfyUI."""
+"""Plans in the loops of other programs: diffusers, k-diffusion, ComfyUI."""

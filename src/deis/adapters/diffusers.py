@@ -50,27 +50,27 @@ from .levels import FLOAT32
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    r"""A plan as a scheduler of diffusers: a row a `step`.
+    r"""A plan as a scheduler of diffusers: each `step` runs one row.
 
     The state is x = alpha x_0 + sigma eps, as in diffusers' DDIM, DPM-Solver and UniPC (`init_noise_sigma` is 1), or that of flow
     matching. `set_timesteps(n)` makes a plan of n *network evaluations*, and `timesteps` has one entry for each, the stages of
     singlestep methods and of Heun's included. States are carried in float32 or better from step to step.
 
-    Each evaluation is at the time of its noise level. diffusers' own classes round some of these times and keep the level: of
-    Karras' and Lu's spacings, and of stages between two times. A time beyond the training's is given to the network as its last,
-    or first, as there. Each step ends at the time of the next, where diffusers' DDIM goes back by the training's times over the
-    steps, whole; and none has length 0, as theirs to a level that they repeat.
+    Each evaluation is at the time of its noise level. diffusers' own classes keep the level but round some of these times: those of
+    Karras' and Lu's spacings, and those of stages between two times. As in diffusers, a time outside the training times is given to
+    the network as the first or last of them. Each step ends at the time of the next. (diffusers' DDIM goes back by a whole number
+    of training times instead: their number divided by the steps.) No step has length 0, as theirs have where a level is repeated.
 
     Parameters
     ----------
     method : str
-        Any name that `deis.get_method` knows.
+        Any name that `deis.get_method` accepts.
     method_options : dict, optional
         Its options, such as ``{"corrector": 2}``.
     ts_phase, ts_order
         A grid of `deis.make_grid` in place of diffusers' spacing, such as ``ts_phase="vp_t"``. "auto" runs on its own grid, vp_t of
         power 2, unless a spacing is named: by ts_phase, by use_karras_sigmas and the like, by a shift of flow matching, or by a
-        timestep_spacing, in a configuration one that is not its class's default.
+        timestep_spacing (in a configuration, one that is not the default of its class).
     plan : dict, optional
         The document of a plan to run, see `from_plan`.
     times : str
@@ -80,14 +80,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         As in diffusers; the prediction of x_0 is thresholded, and that of eps follows it, as in diffusers' DDIM with
         use_clipped_model_output=True.
     variance_type : {"learned", "learned_range"}, optional
-        The network returns a variance behind the prediction, in channels of their own, which is left out.
+        Set it if the network returns a variance after the prediction, in channels of its own; the variance is ignored.
     others
-        As in the class that `times` names, and with its defaults where they are None.
+        As in the class that `times` names, with its defaults for those that are None.
 
     Raises
     ------
     ValueError
-        For a method, plan, prediction type or setting that there is no plan for; it says what to give instead.
+        For a method, plan, prediction type or setting that there is no plan for; the message says what to give instead.
     """
 
     _compatibles: ClassVar[list[str]] = list(FAMILIES)
@@ -188,7 +188,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return (made, unused) if return_unused_kwargs else made
 
     def _forget_unset(self) -> None:
-        """Leave out of the configuration what is None: no other class could read it."""
+        """Remove the None values from the configuration: no other class could read them."""
         config = {name: value for name, value in self.config.items() if value is not None}
         if not set(config.get("_use_default_values", ())).intersection(config):
             config.pop("_use_default_values", None)
@@ -203,19 +203,19 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan : Plan
             Made for ``VPSDE.discrete(scheduler.alphas_cumprod)``, for ``scheduler.sde``, or for `FlowMatching`.
         config : mapping, optional
-            The pipeline's, such as ``pipe.scheduler.config``: it says what the network predicts, and of which schedule it is.
+            The pipeline's, such as ``pipe.scheduler.config``: it says what the network predicts, and its schedule.
 
         Raises
         ------
         ValueError
-            Where the plan is of another schedule than the configuration.
+            If the plan was made for another schedule than the configuration's.
         """
         if not isinstance(plan, Plan):
             raise TypeError(f"plan must be a deis.Plan, and is {plan!r}; deis.load_plan reads a file")
         return cls.from_config(config or {}, plan=plan.document(), method="auto", **kwargs)
 
     def clone(self) -> PlanScheduler:
-        """Return a scheduler of the same plan that runs for itself, as another thread's; what does not change is shared."""
+        """Return a scheduler of the same plan that runs independently, as in another thread; what does not change is shared."""
         other = copy.copy(self)
         other.timesteps = self.timesteps.clone()  # `set_begin_index` may write into it
         other._rewind()
@@ -230,7 +230,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            Before that.
+            Before `set_timesteps`.
         """
         if self._plan is None:
             raise ValueError("the scheduler has no plan yet; call set_timesteps first")
@@ -253,8 +253,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         device : optional
             Where `timesteps` is wanted.
         timesteps, sigmas : sequence, optional
-            Instead: where steps start, in training times or noise levels (sigma / alpha, or of flow matching before its shift), and
-            for sigmas also, where the last is 0 or the schedule is not one of flow matching, where the last step ends.
+            In place of the number: where steps start, in training times or noise levels (sigma / alpha, or those of flow matching
+            before its shift). The last of sigmas is where the last step ends, if it is 0 or the schedule is not flow matching.
         mu : float, optional
             The dynamic shift of a flow-matching pipeline.
 
@@ -329,10 +329,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return np.append(values + 1, 0.0 if ends_at_data(self.config) or values[-1] == 0 else 1.0)
 
     def _use(self, plan: Plan, device: Any) -> None:
-        """Take a plan, and lay out what the loop wants to see of it."""
+        """Take a plan, and lay out what the loop reads from it."""
         if plan.alpha[0] == 0 and self._predicts == "eps":
             raise ValueError(
-                "prediction_type='epsilon' says nothing of the data where alpha is 0, at the last training time of "
+                "prediction_type='epsilon' does not determine the data where alpha is 0, at the last training time of "
                 "rescale_betas_zero_snr; use a network of 'v_prediction' or 'sample', or timestep_spacing='leading'"
             )
         Stepwise(plan, self._predicts, self._threshold)  # refuses what cannot run, before the network is called
@@ -345,7 +345,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._rewind()
 
     def _lay_out(self, first: int, rest: Plan) -> None:
-        """Take a plan for the place of what is left from an evaluation on; write its times and levels behind those before it."""
+        """Replace the rest of the plan, from an evaluation on, by another; write its times and levels after the earlier ones."""
         self._rest = (first, rest)
         parts = [(self.plan, slice(0, first)), (rest, slice(None))]
         self._times = np.concatenate([plan.t[:-1][plan.calls][chosen] for plan, chosen in parts])
@@ -364,7 +364,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return t * most if is_flow(self.config) else np.clip(t - self._shift, 0, most - 1)
 
     def _shift_of(self, plan: Plan) -> float:
-        """Return how far the times of a plan that was given lie behind the training's: 1, or 0 without a noise-free end."""
+        """Return the offset of a given plan's times from the training times: 1, or 0 without a noise-free end."""
         if plan.matches(self.sde, FLOAT32):
             return 1.0
         if not is_flow(self.config) and plan.matches(VPSDE.discrete(self.alphas_cumprod), FLOAT32):
@@ -388,14 +388,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def begin_index(self) -> int | None:
-        """The number of the step with which the run begins, as `set_begin_index` told; None where it did not."""
+        """The number of the step with which the run begins, if `set_begin_index` gave one; else None."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Tell with which entry of `timesteps` the run begins, as image-to-image pipelines do.
+        """Set the entry of `timesteps` with which the run begins, as image-to-image pipelines do.
 
-        What is left of a calibrated plan is made anew (`deis.cut_plan`). Its times take the place of the later entries in
-        `timesteps` itself, so that the slices which pipelines take before they tell have them, too.
+        The rest of a calibrated plan is made anew (`deis.cut_plan`). Its times replace the later entries of `timesteps` in place,
+        so that the slices which a pipeline took before this call have them, too.
         """
         self._begin_index = begin_index
         plan = self._plan
@@ -412,7 +412,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            Where it is none.
+            If it is not an entry.
         """
         own = self.timesteps if schedule_timesteps is None else schedule_timesteps
         if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr():
@@ -425,7 +425,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return place
 
     def _place_of(self, timestep: float, values: list[float] | None = None) -> int | None:
-        """Return the number of the entry with this value, of several the one that is next or first; None where there is none."""
+        """Return the number of the entry with this value; if several have it, the next one or the first; None if there is none."""
         array = np.array(self._values if values is None else values)
         near: list[int] = np.flatnonzero(np.abs(array - timestep) <= 1e-6 * max(abs(timestep), 1.0)).tolist()
         following = self._begin_index if self._step_index is None else self._step_index
@@ -438,7 +438,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Do the row of the plan whose evaluation this is.
+        """Run the row of the plan that this evaluation belongs to.
 
         Parameters
         ----------
@@ -456,7 +456,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            Before `set_timesteps`, out of order, after the end, or where the network's output has not the sample's shape.
+            Before `set_timesteps`, out of order, after the end, or if the network's output does not have the sample's shape.
         """
         i = self._expected(timestep)
         assert self._run is not None
@@ -480,7 +480,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return i
 
     def _begin(self, first: int) -> None:
-        """Begin; with a later step: with what is left of the plan, because no predictions from before are there."""
+        """Begin a run; one that begins with a later step takes the rest of the plan, as there are no earlier predictions."""
         plan = self.plan
         if not 0 <= first < plan.nfe:
             raise ValueError(f"begin_index={first!r} must lie in 0 ... {plan.nfe - 1}")
@@ -488,7 +488,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._step_index, self._run = first, Stepwise(left, self._predicts, self._threshold)
 
     def _left(self, plan: Plan, first: int) -> Plan:
-        """Return the rest of a plan: cut, or for a multistep method by name the method on the times that are left."""
+        """Return the rest of a plan: the plan cut or, if a multistep method was named, the method on the remaining times."""
         builder = self._builder(plan.num_step)
         if self._given is not None or isinstance(builder, StagedBuilder):
             return from_call(plan, self._own_schedule(), first)
@@ -529,7 +529,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return alpha * original_samples + sigma * noise
 
     def _levels_of(self, timesteps: Array) -> tuple[Array, Array]:
-        """Return alpha and sigma at training times: of the plan at its own, which may miss the training's, else of the table."""
+        """Return alpha and sigma at training times: of the plan at its own times, which may lie between, else of the table."""
         flow = is_flow(self.config)
         times = timesteps / self.config.num_train_timesteps if flow else timesteps + 1.0
         for i, t in enumerate(timesteps.tolist()):
@@ -560,7 +560,7 @@ def _noise(generator: Any) -> Callable[[float, Tensor], Tensor]:
 
 
 def _states(plan: Plan) -> Indices:
-    """Return for each evaluation the row of its state's noise level: of the first the start, whatever later time it is told."""
+    """Return for each evaluation the row of its state's noise level; for the first it is the start, even if its time is later."""
     return np.append(0, np.flatnonzero(plan.calls)[1:])
 
 
@@ -573,7 +573,7 @@ def _falling(argument: str, values: Any) -> Array:
 
 def _threshold(config: Mapping[str, Any]) -> Callable[[Any], Any] | None:
     if config["thresholding"] and config["sample_max_value"] < 1:
-        # torch's clamp of a quantile to at least 1 and at most less, as diffusers does it, is the latter
+        # diffusers clamps a quantile to at least 1 and at most a smaller number; torch then takes the latter
         clip = static_threshold(config["sample_max_value"])
         return lambda x_0: clip(x_0) / config["sample_max_value"]
     if config["thresholding"]:

@@ -1,4 +1,4 @@
-"""Configurations of diffusers' schedulers: which plan each stands for, and at which times it runs it."""
+"""Configurations of diffusers' schedulers: the plan that each stands for, and its times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .levels import with_data
 Config = Mapping[str, Any]
 
 DPM = "DPMSolverMultistepScheduler"
-# What says where the times lie, and nothing of the method.
+# Settings of the times, not of the method.
 _SPACING = frozenset(
     """
     num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr timestep_spacing steps_offset
@@ -37,7 +37,7 @@ _NOT_OF_FLOW = (
     "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "timestep_spacing", "steps_offset",
     "set_alpha_to_one", "lambda_min_clipped", "use_lu_lambdas",
 )  # fmt: skip
-"""What says nothing of the times of flow matching."""
+"""Settings that do not apply to the times of flow matching."""
 _OWN_CLASS = "PlanScheduler"
 _OURS = ("method", "method_options", "ts_phase", "ts_order", "plan", "times")
 _LOADING = {"subfolder", "revision", "cache_dir", "force_download", "token", "local_files_only", "dtype", "torch_dtype"}
@@ -50,7 +50,7 @@ class Family(NamedTuple):
     """A scheduler of diffusers."""
 
     method: Callable[[Config], tuple[str, dict[str, Any]]]
-    """The name and the options of its method, by its configuration."""
+    """The name and options of its method, from its configuration."""
     times: str
     """The class whose `set_timesteps` spaces its times."""
 
@@ -60,7 +60,7 @@ def _fixed(name: str, **options: Any) -> Callable[[Config], tuple[str, dict[str,
 
 
 def _step(name: str) -> Callable[[Config], tuple[str, dict[str, Any]]]:
-    """Return a method of one step, in the data form where alpha starts at 2^-12 or less: eps / alpha would cost four digits."""
+    """Return a one-step method, in the data form if alpha starts at 2^-12 or less: eps / alpha would lose four digits."""
 
     def method(config: Config) -> tuple[str, dict[str, Any]]:
         tiny = config.get("rescale_betas_zero_snr") or config.get("beta_schedule") == "squaredcos_cap_v2"
@@ -73,7 +73,7 @@ _ddim, _ancestral = _step("ddim"), _step("ancestral")
 
 
 def _deis(config: Config) -> tuple[str, dict[str, Any]]:
-    """The paper's method of as many predictions; diffusers' class of the name has its polynomial in log rho."""
+    """The paper's method with as many predictions; the polynomial of diffusers' class of this name is in log rho."""
     return f"tab{config.get('solver_order', 2) - 1}", _final(config)
 
 
@@ -148,7 +148,7 @@ FAMILIES: dict[str, Family] = {
     FLOW: Family(_flow_euler, FLOW),
 }
 
-# What no plan can do, and the values that ask for nothing.
+# Settings that no plan can follow, and the values that leave them off.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "invert_sigmas": (None, False),
     "timestep_type": (None, "discrete"),
@@ -183,7 +183,7 @@ def scheduler_of(config: Config, name: str | None = None) -> Any:
     Raises
     ------
     ValueError
-        Where that class does not know the beta_schedule.
+        If that class does not support the beta_schedule.
     """
     kind = getattr(diffusers, name or config["times"])
     names = _parameters(kind.__name__) & _SPACING
@@ -201,9 +201,9 @@ def scheduler_of(config: Config, name: str | None = None) -> Any:
 
 
 def sde_of(config: Config, scheduler: Any) -> Schedule:
-    """Return the noise schedule: flow matching, t = sigma; or that of alphas_cumprod, t = timestep + 1, and t = 0 the data.
+    """Return the noise schedule: of flow matching with t = sigma; or of alphas_cumprod with t = timestep + 1, and data at t = 0.
 
-    Where the levels start beyond the training's, at sigma_max, that is a further time, N + 1.
+    If the levels start beyond those of the training, at sigma_max, that is one more time, N + 1.
     """
     if is_flow(config):
         return FlowMatching(shift=float(config.get("shift" if config["times"] == FLOW else "flow_shift") or 1.0))
@@ -214,7 +214,7 @@ def sde_of(config: Config, scheduler: Any) -> Schedule:
 
 
 def is_flow(config: Config) -> bool:
-    """Tell whether a configuration is one of flow matching."""
+    """Return whether a configuration is one of flow matching."""
     return config.get("times") == FLOW or bool(config.get("use_flow_sigmas"))
 
 
@@ -230,19 +230,19 @@ def _spacing_of(config: Config) -> str:
 
 
 def _unread(config: Config) -> set[str]:
-    """Return the settings of spacing that neither the class that spaces the times of a configuration reads nor this library."""
+    """Return the spacing settings that neither this library reads, nor the class that spaces the configuration's times."""
     return set(_SPACING) - _parameters(_spacing_of(config)) - {"final_sigmas_type", "sigma_min", "sigma_max", "use_flow_sigmas"}
 
 
 def names_spacing(config: Config) -> bool:
-    """Tell whether a configuration says how to space the times, and does not leave that to the method."""
+    """Return whether a configuration says how to space the times, and does not leave that to the method."""
     shifts = (config.get(name) not in (None, 1.0) for name in ("shift", "flow_shift"))
     others = ("timestep_spacing", "use_dynamic_shifting", "shift_terminal")
     return bool(_levels_asked(config)) or any(shifts) or any(config.get(name) for name in others)
 
 
 def ends_at_data(config: Config) -> bool:
-    """Tell whether the last step goes to sigma = 0, and not to the smallest noise of the training."""
+    """Return whether the last step goes to sigma = 0, and not to the smallest noise of the training."""
     one = config.get("set_alpha_to_one") is not False or "set_alpha_to_one" not in _parameters(_spacing_of(config))
     return one and config.get("final_sigmas_type") != "sigma_min"
 
@@ -265,7 +265,7 @@ def grid_of(config: Config, sde: Schedule, steps: int, mu: float | None, sigmas:
 
 
 def _once(scheduler: Any, values: Any) -> Array:
-    """Return what a scheduler has set, without the second entry of Heun's for all but the first."""
+    """Return what a scheduler has set, without the second entry that Heun's has for every time but the first."""
     array: Array = values.double().numpy()
     return array[[0, *range(1, len(array), 2)]] if type(scheduler).__name__ == _HEUN else array
 
@@ -282,7 +282,7 @@ def _sigmas_of(scheduler: Any, sde: Schedule, steps: int, clean: bool) -> Array:
 
 
 def time_of_sigmas(sde: Schedule, sigmas: Any) -> Array:
-    """Return the times of noise levels sigma / alpha, which may miss training times, and the greatest, by float32's rounding."""
+    """Return the times of noise levels sigma / alpha; float32 may round them off the training times, and past the greatest."""
     ts = sde.t_of_rho(sigmas)
     whole = np.rint(ts)
     ts = np.where(np.isclose(sde.rho(whole), sigmas, _ROUNDING, 0), whole, ts)
@@ -291,7 +291,7 @@ def time_of_sigmas(sde: Schedule, sigmas: Any) -> Array:
 
 
 def check_spacing(config: Config) -> None:
-    """Raise ValueError where two settings space the times, or one says nothing of them."""
+    """Raise ValueError if two settings space the times, or one does not apply to them."""
     levels = _levels_asked(config)
     if config.get("ts_phase") is not None and levels:
         raise ValueError(
@@ -301,7 +301,7 @@ def check_spacing(config: Config) -> None:
         return
     for name in _NOT_OF_FLOW:
         if config.get(name) is not None:
-            raise ValueError(f"{name}={config[name]!r} says nothing of flow matching, whose times have a shift; leave it out")
+            raise ValueError(f"{name}={config[name]!r} does not apply to flow matching, whose times have a shift; leave it out")
     if config.get("final_sigmas_type") == "sigma_min":
         raise ValueError("final_sigmas_type='sigma_min' has no meaning for flow matching, which ends at the data; leave it out")
 
@@ -322,15 +322,15 @@ def translated(
             raise ValueError(f"{name}={config[name]!r} has no plan; only {allowed[-1]!r} has")
     if origin != _OWN_CLASS:
         config, kwargs = _of_family(origin, config, kwargs)
-    elif kwargs.get("method") not in (None, config.get("method")):  # what went with the method before
+    elif kwargs.get("method") not in (None, config.get("method")):  # the settings of the method before
         config = {name: value for name, value in config.items() if name not in ("method_options", "plan")}
     merged = {**config, **kwargs}
     usual = signature(merged.get("times", DPM)).get("timestep_spacing")
     if kwargs.get("method") == "auto" != config.get("method") and config.get("timestep_spacing") == usual:
-        config.pop("timestep_spacing", None)  # it may be nobody's choice: a saved configuration tells no default from a choice
+        config.pop("timestep_spacing", None)  # it may be a default: a saved configuration does not tell defaults from choices
     for name in _unread(merged).intersection(name for name, value in kwargs.items() if value not in (None, False)):
         raise ValueError(
-            f"{name}={kwargs[name]!r} says nothing of the times of a configuration of {merged.get('times', DPM)}; leave it out"
+            f"{name}={kwargs[name]!r} does not apply to the times of a configuration of {merged.get('times', DPM)}; leave it out"
         )
     inert = {*_NOT_OF_FLOW, *({"final_sigmas_type"} - set(signature(merged.get("times", DPM))))} if is_flow(merged) else set()
     left = {name: config.pop(name) for name in inert.intersection(config).difference(kwargs) if config[name] is not None}
@@ -346,7 +346,7 @@ def _of_family(origin: str, config: dict[str, Any], kwargs: dict[str, Any]) -> t
     if kwargs.get("method") is None:
         name, options = family.method({**config, **kwargs})
         kwargs = kwargs | {"method": name} | ({"method_options": options} if options else {})
-    # What the origin had by default is its meaning here, and again nobody's choice for the next class.
+    # The origin's defaults keep their meaning here, and count as defaults again for the next class.
     config["_defaults_of_origin"] = config.pop("_use_default_values", [])
     return config, {"times": family.times} | kwargs
 
@@ -357,7 +357,7 @@ def _class_of(config: Config, any_method: bool) -> str:
     Raises
     ------
     ValueError
-        Where classes of several methods have these parameters, and it matters.
+        If classes of several methods have these parameters, and the choice matters.
     """
     names = [name for name in config if not name.startswith("_")]
     orders = {family: list(signature(family)) for family in FAMILIES}

@@ -24,9 +24,9 @@ from ..run import sample
 from ..sde import EDM, VPSDE, FlowMatching, Schedule
 from .levels import FLOAT32, with_data
 
-_ROUNDING = 1e-4  # of noise levels that went through float32 and other people's formulas
+_ROUNDING = 1e-4  # of noise levels that went through float32 and other programs' formulas
 _FLOAT32 = 1e-6  # of noise levels that float32 alone tells apart
-_LEVEL = EDM(0.0, np.finfo(np.float64).max)  # the noise level for the time
+_LEVEL = EDM(0.0, np.finfo(np.float64).max)  # the noise level is the time
 # The schedules of ComfyUI's classes, by name, the special ones first. Those of a table are not here.
 _CONTINUOUS: dict[str, Schedule] = {
     "CONST": FlowMatching(),
@@ -59,21 +59,21 @@ def sample_deis(
     x : Tensor
         The noise at sigmas[0], in the same sense.
     sigmas : Tensor of shape (steps + 1,)
-        Falling; the steps of the method. Of equal ones, which some schedulers give, the last counts.
+        Falling: the steps of the method. Some schedulers repeat a level; of equal ones the last counts.
     extra_args : dict, optional
-        For the model; an entry "seed", as ComfyUI has it, also seeds the noise of stochastic methods.
+        Passed to the model. An entry "seed", as in ComfyUI, also seeds the noise of stochastic methods.
     callback : callable, optional
-        Told {"x", "i", "sigma", "sigma_hat", "denoised"} in every step, from its first evaluation; i is the place in sigmas.
+        Called with {"x", "i", "sigma", "sigma_hat", "denoised"} in every step, at its first evaluation; i is the index in sigmas.
     disable : bool, optional
         No progress bar; by default there is one on a terminal.
     method : str or callable
-        Any name that `deis.get_method` knows, and its `options`; or a builder, as for `deis.make_plan`.
+        Any name that `deis.get_method` accepts, with its `options`; or a builder, as for `deis.make_plan`.
     schedule : Schedule, optional
-        By default `schedule_of(model)`: the coefficients are those of the model's own schedule. Where sigmas[0] is above its
-        greatest noise level, the time is the level itself.
+        By default `schedule_of(model)`: the coefficients are those of the model's own schedule. If sigmas[0] is above its greatest
+        noise level, the noise levels themselves are the times.
     plan : Plan, optional
-        Instead of a method, such as a calibrated one: `sigmas_of` gives its noise levels. Of a part of them, or with a first
-        between two of them, as for image-to-image, the plan is cut (`deis.cut.cut_plan`).
+        A plan in place of a method, such as a calibrated one: `sigmas_of` gives its noise levels. If sigmas are a part of them, or
+        begin between two of them, as for image-to-image, the plan is cut (`deis.cut.cut_plan`).
     generator : torch.Generator, optional
         For stochastic methods, instead of the seed.
 
@@ -85,7 +85,7 @@ def sample_deis(
     Raises
     ------
     ValueError
-        Where the levels rise, leave the schedule that is given, or are not the plan's.
+        If the levels rise, leave the given schedule, or are not those of the plan.
     """
     extra_args = extra_args or {}
     levels, places = _falling(sigmas)
@@ -93,13 +93,13 @@ def sample_deis(
         return x
     straight = _is_straight(model, schedule)
     if straight and abs(1 - levels[0]) < _ROUNDING:
-        levels[0] = 1.0  # alpha = 0; float32 has no digits of a smaller one
+        levels[0] = 1.0  # alpha = 0; float32 cannot resolve a smaller one
     sde = _schedule(model, levels) if schedule is None else schedule
     if plan is None:
         plan = make_plan(sde, method, ts=_times(sde, levels, straight), **options)
     else:
         plan, sde = _check_plan(plan, sde, levels, straight)
-    # The place of each step's beginning among the sigmas that were given.
+    # The index at which each step begins, among the given sigmas.
     begins = places[[int(np.argmin(np.abs(levels - level))) for level in _levels_of(plan, straight)]]
     wrapped = _Wrapped(model, plan, extra_args, callback, straight, begins)
     rng = (generator or _seeded(extra_args.get("seed"))) if plan.stochastic else None
@@ -110,7 +110,7 @@ def sample_deis(
 
 
 def schedule_of(model: Any) -> Schedule:
-    """Return the schedule of a model: of ComfyUI's `model_sampling`, or of k-diffusion's table `sigmas`; else `EDM`, t = sigma.
+    """Return the schedule of a model: from ComfyUI's `model_sampling`, or from k-diffusion's table `sigmas`; else `EDM`, t = sigma.
 
     A table becomes `VPSDE.discrete`, whose clock is the training time, with the data as its last time. The coefficients of a
     method whose clock is not t depend on the noise levels alone, so that any schedule is right for an unknown model.
@@ -127,7 +127,7 @@ def schedule_of(model: Any) -> Schedule:
 
 
 def _is_table(sigmas: Tensor) -> bool:
-    """Tell whether levels rise with their times, as those of a model do; the levels of one run, which a wrapper keeps, fall."""
+    """Return whether levels rise with their times, as those of a model do; the levels of one run, which a wrapper keeps, fall."""
     return sigmas.ndim == 1 and len(sigmas) > 1 and bool((sigmas.diff() >= 0).all() and sigmas[-1] > sigmas[0])
 
 
@@ -171,18 +171,18 @@ def _sampling_of(model: Any) -> Any:
 
 
 def _is_a(about: Any, kind: str) -> bool:
-    """Tell whether a class of this name is among an object's own: ComfyUI cannot be imported here."""
+    """Return whether an object has a class of this name among its bases: ComfyUI cannot be imported here."""
     return any(base.__name__ == kind for base in type(about).__mro__)
 
 
 def _is_straight(model: Any, schedule: Schedule | None) -> bool:
-    """Tell whether x = (1 - sigma) x_0 + sigma eps, and not x_0 + sigma eps."""
+    """Return whether x = (1 - sigma) x_0 + sigma eps, and not x_0 + sigma eps."""
     about = _sampling_of(model)
     return isinstance(schedule, FlowMatching) if about is None else _is_a(about, "CONST")
 
 
 def _falling(sigmas: Tensor) -> tuple[Array, Indices]:
-    """Return the different noise levels, and the place of each, the last of its run: a step of no length is no step."""
+    """Return the distinct noise levels, and the index of each, the last of its run: steps of length 0 are left out."""
     given = np.asarray(sigmas.detach().cpu().double())
     if not (np.isfinite(given).all() and (given >= 0).all() and (given[1:] <= given[:-1] * (1 + _FLOAT32)).all()):
         raise ValueError(f"sigmas must be finite, at least 0, and never rise, and are {given.tolist()}")
@@ -197,12 +197,12 @@ def _schedule(model: Any, levels: Array) -> Schedule:
 
 
 def _most(sde: Schedule) -> float:
-    """Return the greatest noise level sigma/alpha of a schedule, and what its rounding adds."""
+    """Return the greatest noise level sigma/alpha of a schedule, with its rounding added."""
     return float(sde.rho(sde.t_start)) * (1 + _ROUNDING)
 
 
 def _times(sde: Schedule, levels: Array, straight: bool) -> Array:
-    """Return the times of the levels; where they leave the schedule by a rounding, its ends."""
+    """Return the times of the levels; levels that leave the schedule by rounding get its ends."""
     most = 1.0 if straight else _most(sde)
     if levels[0] > most:
         raise ValueError(
@@ -225,12 +225,12 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _check_plan(plan: Plan, sde: Schedule, levels: Array, straight: bool) -> tuple[Plan, Schedule]:
-    """Return the part of the plan that runs on the levels, and the plan's schedule: the model's, or that without its data."""
+    """Return the part of the plan that runs on the levels, and the plan's schedule: the model's, or the same without the data."""
     own = _levels_of(plan, straight)
     k = 1 + int(np.argmin(np.abs(own[1:] - levels[1])))
     if not (_same(own[k : k + len(levels) - 1], levels[1:]) and levels[0] <= own[0] * (1 + _ROUNDING)):
         raise ValueError(
-            f"sigmas are {levels.tolist()} and those of the plan {plan.method!r} {own.tolist()}; give it its own, "
+            f"sigmas are {levels.tolist()} and those of the plan {plan.method!r} are {own.tolist()}; give it its own, "
             "deis.adapters.k_diffusion.sigmas_of(plan), or a part of them, of which the first may lie between two"
         )
     candidates = [sde]
@@ -246,14 +246,14 @@ def _check_plan(plan: Plan, sde: Schedule, levels: Array, straight: bool) -> tup
 
 
 def _part(plan: Plan, sde: Schedule, levels: Array, own: Array, straight: bool) -> Plan:
-    """Return the part of a plan between the first and the last level, those of the plan's own ends left out."""
+    """Return the part of a plan between the first and the last level, without a cut where these are the plan's own ends."""
     ts = _times(sde, levels, straight)
     start, end = (None if _same(levels[i], own[i]) else float(ts[i]) for i in (0, -1))
     return between(plan, sde, start, end)
 
 
 class _Wrapped:
-    """A k-diffusion model as one of x_0 in the plan's own state; it tells the callback of each step."""
+    """A k-diffusion model as a model of x_0 in the plan's own state; it calls the callback at each step."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The noise schedule of a network that was trained at whole times, with the data themselves as its last time."""
+"""The noise schedule of a network that was trained at integer timesteps, with the clean data as its last time."""
 
 from __future__ import annotations
 

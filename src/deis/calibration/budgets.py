@@ -38,36 +38,36 @@ def calibrate_range(
 ) -> dict[int, Plan]:
     """Fit a plan to a model for each of several budgets: what `calibrate` does, with one teacher for all.
 
-    The teacher, its jumps, and its predictions of the noise, with which every plan begins, are made once.
+    The teacher, its jumps, and its predictions at the initial noise, with which every plan begins, are made once.
 
     Parameters
     ----------
     model, samples, condition, teacher, batch, progress, allow_rough
         As for `calibrate`.
     nfe : sequence of int
-        The budgets: evaluations of the network.
+        The budgets, in network evaluations.
     method, ts_phase, ts_order
         The plans to start from, see `make_plan`; by default "auto".
     seconds : float, optional
-        The wall time for all. The budgets are done from the least on, and share it in proportion to them; what one leaves, which
-        the small ones do, goes to those after it.
+        The wall time for all budgets. They are done from the smallest up, and share the time in proportion. What one leaves over,
+        as small ones do, goes to the later ones.
     folder : path, optional
-        Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there.
+        Where to keep the teacher and the plan of each finished stage; an interrupted calibration resumes from there.
     out : path, optional
-        Where to write each plan as soon as it is finished: a folder, which is made where it is not there, for files such as
-        nfe-4.json; or a name with {nfe} in it.
+        Where to write each plan as soon as it is finished: a folder, created if missing, for files such as nfe-4.json; or a file
+        name with {nfe} in it.
     settings
-        Others of `calibrate`: stages, validation, window, times, iterations, loss and steps.
+        Other settings of `calibrate`: stages, validation, window, times, iterations, loss and steps.
 
     Returns
     -------
     dict of int to Plan
-        By the budget. Budgets that the time did not suffice for are missing, and a warning names them.
+        The plan of each budget. Budgets for which the time did not suffice are missing, and a warning names them.
 
     Raises
     ------
     ValueError
-        As `calibrate` does, where the method cannot meet one of the budgets, or the time does not suffice for any.
+        As `calibrate`; and if the method cannot meet one of the budgets, or the time does not suffice for any.
     """
     checked = Settings(method=None if isinstance(method, str) else method, **settings)
     ts_phase = None if ts_phase is None else one_of("ts_phase", ts_phase, PHASES)
@@ -84,7 +84,7 @@ def calibrate_range(
 
 
 def _budgets(nfe: Any) -> list[int]:
-    """Return the budgets from the least on."""
+    """Return the budgets in increasing order."""
     found = sorted({whole("nfe", budget) for budget in array("nfe", nfe, "such as range(3, 11)").ravel().tolist()})
     if not found:
         raise ValueError("nfe is empty; give at least one budget")
@@ -92,7 +92,7 @@ def _budgets(nfe: Any) -> list[int]:
 
 
 def _finished(starts: dict[int, Plan], shared: Shared, settings: Settings, path: str | None) -> dict[int, Plan]:
-    """Return the plans that the time suffices for, each written when it is finished."""
+    """Return the plans that can be finished in time; each is written when it is finished."""
     plans: dict[int, Plan] = {}
     for budget, start in starts.items():
         left = [other for other in starts if other not in plans]

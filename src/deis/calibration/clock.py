@@ -1,4 +1,4 @@
-"""The wall time that a calibration may take, told by how long its evaluations took so far."""
+"""The wall-time limit of a calibration, with estimates from the pace of its evaluations."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ def _now() -> float:
     return perf_counter()
 
 
-class TimeIsUp(Exception):  # noqa: N818 (no error: what calls decides what is lost)
+class TimeIsUp(Exception):  # noqa: N818 (not an error: the caller decides what is lost)
     """A strict clock has run out."""
 
 
 @dataclass
 class Clock:
-    """Stands where the progress bar of a network stands, and so hears of every evaluation.
+    """Takes the place of a network's progress bar, and so counts every evaluation.
 
     Attributes
     ----------
     seconds : float
-        What all may take.
+        The limit for the whole calibration.
     bar : optional
-        What has `update(n)`, as a tqdm bar, and hears of them, too.
+        An object with `update(n)`, such as a tqdm bar, which is updated as well.
     strict : bool
-        Whether the evaluation at which the time is over raises TimeIsUp; else whoever asks `allows` stops by himself.
+        Whether an evaluation after the limit raises TimeIsUp; otherwise the caller asks `allows`, and stops by itself.
     cut : bool
-        Whether something was not allowed since this was set to False.
+        Whether something was refused since this was set to False.
     """
 
     seconds: float = math.inf
@@ -40,9 +40,9 @@ class Clock:
     evaluations: int = 0
     began: float = field(default_factory=_now)
     end: float = math.inf
-    """Where the time of this plan is over, in seconds since the beginning."""
+    """When the time of this plan is over, in seconds since the beginning."""
     until: float = math.inf
-    """Where that of this stage is."""
+    """The same for this stage."""
 
     def update(self, n: int) -> None:
         self.evaluations += n
@@ -68,15 +68,15 @@ class Clock:
         return self.spent + part * max(end - self.spent, 0.0) if math.isfinite(end) else end
 
     def needs(self, evaluations: float) -> float:
-        """Return the seconds that as many evaluations, of one sample each, will take by the pace of those so far."""
+        """Return the seconds that so many evaluations, of one sample each, will take at the pace so far."""
         return evaluations * self.spent / self.evaluations if self.evaluations else 0.0
 
     def allows(self, evaluations: float = 0.0) -> bool:
-        """Return whether there is time for as many evaluations in this share."""
+        """Return whether there is time for so many evaluations in this share."""
         return self._within(self.needs(evaluations))
 
     def turns(self, most: int, evaluations: float) -> Iterator[int]:
-        """Yield 0, 1, ... while there is time for one more turn: the first by its evaluations, then by the longest before."""
+        """Yield 0, 1, ... while there is time for another turn, estimated by its evaluations, then by the longest turn so far."""
         longest = self.needs(evaluations)
         for k in range(most):
             if not self._within(longest):

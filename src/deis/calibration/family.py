@@ -45,7 +45,7 @@ class PlanFamily:
             raise TypeError(f"plans must be a tuple of deis.Plan, and is {shown(self.plans)}")
         if values.shape != (len(self.plans),) or len(values) < 2 or not (np.isfinite(values).all() and (np.diff(values) > 0).all()):
             raise ValueError(
-                f"values={shown(self.values)} must be two or more, increase, and have a plan each; there are {len(self.plans)}"
+                f"values={shown(self.values)} must be two or more increasing numbers, one for each of the {len(self.plans)} plans"
             )
         object.__setattr__(self, "values", tuple(values.tolist()))
         object.__setattr__(self, "plans", tuple(self.plans))
@@ -131,8 +131,8 @@ def calibrate_family(
 ) -> PlanFamily:
     """Calibrate a plan at several values of a parameter of the model, such as the weight of its guidance.
 
-    The middle value is fitted first, times and all; from there on each is fitted on the same times, starting from its neighbour,
-    so that coefficients vary smoothly and can be interpolated.
+    The middle value is fitted first, times included. The others are then fitted one by one on the same times, each starting from
+    its neighbour, so that coefficients vary smoothly and can be interpolated.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def calibrate_family(
         ``lambda w: lambda labels: network.conditional(labels, guidance=w)``.
     values : sequence of float
     samples, options
-        As for `calibrate`, but a teacher: each value has its own.
+        As for `calibrate`, except for the teacher: each value has its own.
     """
     function("model_at", model_at, "value")
     values = tuple(sorted(array("values", values).ravel().tolist()))
@@ -149,7 +149,7 @@ def calibrate_family(
         raise ValueError(f"values={values!r} must be two different numbers or more")
     middle = len(values) // 2
     stages = checked_stages(options.pop("stages", ("grid", "least_squares", "gauss_newton")))
-    # Predictions at successive times are almost parallel: least squares anew would find coefficients far from the neighbour's.
+    # Predictions at successive times are almost parallel: a new least-squares fit would find coefficients far from the neighbour's.
     later = [stage for stage in stages if stage not in ("grid", "least_squares")] or ["least_squares"]
     plans = {middle: calibrate(plan, model_at(values[middle]), samples, stages=stages, **options)}
     for k in (*range(middle + 1, len(values)), *range(middle - 1, -1, -1)):

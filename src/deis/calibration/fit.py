@@ -1,4 +1,4 @@
-"""Calibration, stage by stage: `calibrate`, and what it keeps account of."""
+"""Calibration, stage by stage: `calibrate`, and its records."""
 
 from __future__ import annotations
 
@@ -50,35 +50,35 @@ def calibrate(
     progress: bool = False,
     allow_rough: bool = False,
 ) -> Plan:
-    """Fit a plan's times and coefficients to a model: as many evaluations, nearer to the solution they approximate.
+    """Fit a plan's times and coefficients to a model: the same number of evaluations, nearer to the exact solution.
 
-    The plan is read as x_{i+1} = a_i x_i + sum_j c_ij p_{i-j} (`Table`), and its numbers are fitted to converged trajectories of
-    the model from the given noise, the teacher's. With e the root mean square distance of a sample's end to the teacher's, the loss
-    is the mean of log(e^2 + c^2) over the validation samples, c a tenth of the median of e of the best plan to start from. What a
-    stage finds is kept where this loss is less; the report has the standard error of the difference, sample by sample, and the
-    median of e.
+    The plan is read as x_{i+1} = a_i x_i + sum_j c_ij p_{i-j} (`Table`). Its numbers are fitted to the teacher, which is a set of
+    converged trajectories of the model from the given noise. Let e be the root mean square distance of a sample's final state to
+    the teacher's. The loss is the mean of log(e^2 + c^2) over the validation samples, with c a tenth of the median of e for the
+    best plan to start from. The result of a stage is kept if this loss is lower. The report has the standard error of the
+    difference, sample by sample, and the median of e.
 
     Parameters
     ----------
     plan : Plan, or list or tuple of them
-        Where to start; deterministic, of any method, and of the number of evaluations that is wanted. Several (methods, grids,
+        Where to start: a deterministic plan of any method, with the wanted number of evaluations. Several (methods, grids,
         analytical first steps) race in the stage "least_squares", and the best goes on.
     model : Denoiser or Pretrained
-        What will be sampled, guidance and all. With a condition: a function from the conditions of some samples to one, as
-        ``network.conditional``, or ``lambda labels: network.conditional(labels, guidance=2.0)``.
+        The model to sample, with its guidance. With a condition: a function that takes the conditions of some samples and returns
+        one, such as ``network.conditional`` or ``lambda labels: network.conditional(labels, guidance=2.0)``.
     samples : array of shape (N, ...)
         Noise, as `deis.sample` takes it, in the model's framework: a torch.Tensor, a jax.Array or a numpy.ndarray. Some 64 to 256
         samples of an image network suffice. Data x_0 of your own may take part as alpha x_0 + sigma eps at the plan's start.
     condition : array of shape (N, ...), optional
         What each sample is conditioned on, such as its label.
     teacher : Teacher or int, optional
-        One made by `deis.make_teacher` for this model, which brings its samples, to be used for several plans; or a number of
-        steps. By default the steps are doubled until the end stands still.
+        One made by `deis.make_teacher` for this model, to be used for several plans: it brings its samples. Or a number of steps.
+        By default the steps are doubled until the final states settle.
     stages : sequence of str
-        "grid": times by dynamic programming (`deis.calibration.teacher_grid`) and without a model; "least_squares": coefficients
-        step by step (`deis.calibration.regression.fit_rows`), of every plan on every grid that was found, by few samples first
-        (`deis.calibration.search.Race`), and on the times that come from the best by moving single ones; "gauss_newton": all
-        coefficients and times at once on the end, without derivatives of the model (`deis.calibration.gauss_newton.fit_ends`);
+        "grid": times by dynamic programming (`deis.calibration.teacher_grid`), and others without a model. "least_squares":
+        coefficients step by step (`deis.calibration.regression.fit_rows`), for every plan on every grid found, by few samples first
+        (`deis.calibration.search.Race`), and then with single times of the best ones moved. "gauss_newton": all coefficients and
+        times at once, on the final states, without derivatives of the model (`deis.calibration.gauss_newton.fit_ends`).
         "gradient": all of them by Adam and back-propagation through the model, for any loss
         (`deis.calibration.gradient.fit_gradient`).
     validation : float
@@ -86,29 +86,29 @@ def calibrate(
     method : str or callable, optional
         The method by which plans are built on other times; by default the one that the plan names. The stage "grid" needs it.
     window : int, optional
-        The number of predictions that a row may use; by default all before it.
+        The number of predictions that a row may use; by default all earlier ones.
     times : bool
-        Let "gauss_newton" and "gradient" move the times, the one that the first call is told among them: "gauss_newton" puts a row
-        ahead that makes no call and hands the noise on (`Plan.hands_on`).
+        Let "gauss_newton" and "gradient" move the times, that of the first call included: "gauss_newton" puts a row in front that
+        makes no call and passes the noise on (`Plan.hands_on`).
     iterations : int
-        Gauss-Newton iterations, at most.
+        The most Gauss-Newton iterations.
     loss : {"robust", "huber", "l1", "l2"} or callable
-        Of the stage "gradient", see `deis.calibration.judge.sample_losses`; or a function (x_0, target) -> shape (batch,), as
-        LPIPS is, in the model's framework, whose mean then judges every stage, and whose median is the error.
+        Of the stage "gradient", see `deis.calibration.judge.sample_losses`. Or a function (x_0, target) -> shape (batch,) in the
+        model's framework, such as LPIPS; its mean then judges every stage, and its median is the error.
     steps : int
-        Of the stage "gradient": Adam's steps, at most.
+        The most steps of Adam in the stage "gradient".
     batch : int
-        Samples a call of the model.
+        Samples per call of the model.
     seconds : float, optional
-        The wall time for all. Stages and iterations stop in time by the pace of the evaluations before, and what was found by then
-        is kept; by default there is no limit.
+        The wall time for everything; by default there is no limit. Stages and iterations stop in time, by the pace of the earlier
+        evaluations, and the best plan found by then is kept.
     folder : path, optional
-        Where to keep the teacher and the plan of each finished stage; an interrupted calibration goes on from there, and so does
-        one that the time cut short.
+        Where to keep the teacher and the plan of each finished stage. An interrupted calibration resumes from there, and so does
+        one that ran out of time.
     progress : bool
         Show a tqdm bar of the evaluations.
     allow_rough : bool
-        Take a teacher that has not converged, or is no nearer to the solution than the plan, too.
+        Accept a teacher that has not converged, or is no nearer to the solution than the plan.
 
     Returns
     -------
@@ -118,9 +118,9 @@ def calibrate(
     Raises
     ------
     ValueError
-        Where the model is not deterministic, the plan is stochastic or of another schedule than the model's, there are too few
-        samples for its coefficients, the teacher diverges, has not converged or is worse than what it is to teach, a stage needs
-        what is missing, or the seconds do not suffice for the first one.
+        If the model is not deterministic; the plan is stochastic or made for another schedule; there are too few samples for its
+        coefficients; the teacher diverges, has not converged or is less accurate than the plan; a stage lacks what it needs; or the
+        seconds do not suffice for the first stage.
     MemoryError
         Where a batch does not fit the device.
     """
@@ -146,7 +146,7 @@ def clock_of(seconds: float | None, progress: bool, about: str) -> Iterator[Cloc
 
 @dataclass(frozen=True)
 class Settings:
-    """How to fit, whatever the plan; `calibrate` says what they are."""
+    """The settings of a fit, the same for every plan; see `calibrate`."""
 
     stages: Sequence[str] = ("grid", "least_squares", "gauss_newton")
     validation: float = 0.25
@@ -186,7 +186,7 @@ class Shared:
     def of(
         cls, teacher: Teacher | int | None, model: Model, samples: Any, clock: Clock, allow_rough: bool, made: dict[str, Any]
     ) -> Shared:
-        """Make the teacher, or take the one that was given; the clock ends what takes too long."""
+        """Make the teacher, or take the given one; the clock stops what takes too long."""
         if not isinstance(teacher, Teacher | None):
             whole("teacher", teacher)
         clock.strict = True
@@ -197,7 +197,7 @@ class Shared:
             needed = clock.needs(steps * (len(samples) + 1.5 * min(PILOTS, len(samples))))
             raise TooFewSecondsError(
                 f"seconds={clock.seconds:g} are too short for the teacher, which takes {needed:.2g} s or more: {steps} steps of "
-                f"{len(samples)} samples at {clock.needs(1):.2g} s an evaluation; give more seconds, or fewer samples"
+                f"{len(samples)} samples at {clock.needs(1):.2g} s per evaluation; give more seconds, or fewer samples"
             ) from None
         clock.strict = False
         folder = made["folder"]
@@ -212,7 +212,7 @@ class TooFewSecondsError(ValueError):
 def _teacher(
     given: Teacher | int | None, model: Model, samples: Any, allow_rough: bool, made: dict[str, Any]
 ) -> tuple[Teacher, int]:
-    """Return the teacher that was given, or one that is made, and the evaluations that it had spent before."""
+    """Return the given teacher, or a new one, and the evaluations that it had already used."""
     if not isinstance(given, Teacher):
         return make_teacher(model, samples, steps=given, allow_rough=allow_rough, **made), 0
     if samples is not None or made["condition"] is not None:
@@ -253,7 +253,7 @@ def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings) -> Pla
 
 @dataclass
 class _Run:
-    """A calibration under way: the best plan so far, how it was judged, and what is told of the stages."""
+    """A calibration in progress: the best plan so far, its verdict, and the records of its stages."""
 
     task: Task
     best: Plan
@@ -269,9 +269,9 @@ class _Run:
             raise ValueError(f"the plan {self.best.method!r} itself diverges on this model; start from another, such as 'ddim'")
         if not shared.allow_rough and teacher.self_error > 0.5 * error:
             raise ValueError(
-                f"the teacher is too coarse: its end moves by {teacher.self_error:.2g} when its steps are doubled, and the "
+                f"the teacher is too coarse: its final states move by {teacher.self_error:.2g} when its steps are doubled, and the "
                 f"plan is within {error:.2g} of it already; make a teacher of more than {len(teacher.t) - 1} steps, or "
-                "say allow_rough=True"
+                "give allow_rough=True"
             )
         self.note("teacher", self.verdict, *shared.told)
 
@@ -284,7 +284,7 @@ class _Run:
         self.records.append({"stage": name, "before": before.error, "after": after.error, **losses, **numbers, **cut})
 
     def stage(self, name: str, share: float) -> None:
-        """Do one stage in its share of the time, and keep its plan where the mean loss is less."""
+        """Run one stage in its share of the time, and keep its plan if the mean loss is lower."""
         clock, network, before = self.task.clock, self.task.teacher.network, self.verdict
         began, spent, clock.cut = clock.spent, network.evaluations, False
         plan = self.found(name, share)
@@ -296,7 +296,7 @@ class _Run:
         self.best = replace(self.best, provenance=provenance(self.task.teacher, self.task.fit, self.records))
 
     def found(self, name: str, share: float) -> Plan:
-        """Return the plan of a stage, as an earlier run left it in the folder or anew; one that was cut short goes on."""
+        """Return the plan of a stage, from the folder if an earlier run left it there, or anew; one that was cut short goes on."""
         path = None if self.folder is None else self.folder / f"{name}-{self.key(name)}.json"
         if path is not None and path.exists():
             return load_plan(path)
@@ -306,7 +306,7 @@ class _Run:
         start = load_plan(part) if part is not None and part.exists() else self.best
         self.task.clock.share(share)
         plan = STAGES[name](self.task, start, self.done)
-        if start is not self.best:  # a stage has a loss of its own, by which what it goes on to may be the better one
+        if start is not self.best:  # a stage minimises a loss of its own, and by the judge's it may have made the plan worse
             plan = min(start, plan, key=lambda plan: self.task.judge.of_plan(plan).loss)
         if path is not None and part is not None:
             plan.save(part if self.task.clock.cut else path)
@@ -315,7 +315,7 @@ class _Run:
         return plan
 
     def allowed(self, name: str) -> bool:
-        """Return whether there is time for a stage; the first one that fits the coefficients takes it from other plans' shares."""
+        """Return whether there is time for a stage; the first one that fits coefficients may use the shares of other plans."""
         clock, needed = self.task.clock, NEEDS[name](self.task, self.best)
         clock.share(1.0)
         if {*self.done} - {"grid"}:
@@ -339,7 +339,7 @@ class _Run:
 
 
 def split(plans: Sequence[Plan], shape: Sequence[int], validation: float) -> int:
-    """Return the number of samples to fit plans to, of those of a shape (N, ...)."""
+    """Return how many of the samples, of shape (N, ...), the plans are fitted to."""
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation!r} must lie between 0 and 1: the share of the samples that the fit does not see")
     samples, size = shape[0], math.prod(shape[1:])
@@ -362,16 +362,18 @@ def _numbers(plan: Plan) -> int:
 
 
 def _needed(plan: Plan, shape: Sequence[int]) -> int:
-    """Return how many samples to fit a plan to are enough."""
+    """Return how many samples are enough to fit a plan to."""
     return max(4, -(-10 * _numbers(plan) // math.prod(shape[1:])))
 
 
 def check_plans(plans: Sequence[Plan]) -> None:
-    """Raise where plans cannot be fitted, or not as one."""
+    """Raise if a plan cannot be fitted, or the plans cannot be fitted together."""
     for plan in plans:
         kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns, or several,")
         if plan.direction != "decode":
             raise ValueError(f"plan {plan.method!r} leads from data to noise, and teachers lead to data; fit a plan that samples")
         Table.of(plan)  # refuses what cannot be fitted
     if len({plan.nfe for plan in plans}) != 1:
-        raise ValueError(f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all of as many")
+        raise ValueError(
+            f"plan has plans of {[plan.nfe for plan in plans]} evaluations; give at least one, and all with the same number"
+        )

@@ -1,4 +1,4 @@
-"""Arrays of many times on disk, one safetensors file a time."""
+"""Arrays of many times on disk, one safetensors file per time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Record = Callable[[int, dict[str, Array]], None]
 
 @dataclass(frozen=True)
 class Frames(Sequence[Array]):
-    """Arrays in the safetensors files of a folder, one file a time, read when they are asked for."""
+    """Arrays in the safetensors files of a folder, one file per time, read on demand."""
 
     folder: Path
     name: str
@@ -37,7 +37,7 @@ def frame(folder: Path, i: int) -> Path:
 
 
 def writer(folder: Path) -> Record:
-    """Return what writes the arrays of each time to a folder."""
+    """Return a function that writes the arrays of each time to a folder."""
     try:
         from safetensors.numpy import save_file
     except ImportError:

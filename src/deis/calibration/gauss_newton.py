@@ -34,32 +34,33 @@ class Direction:
 
 
 class _Linear(NamedTuple):
-    """The ends of a table, and what changes them."""
+    """The final states of a table, and their derivatives."""
 
     directions: list[Direction]
     jacobian: NDArray[np.float32]
-    """The derivatives of the ends along the directions, shape (N, D, P)."""
+    """The derivatives of the final states along the directions, shape (N, D, P)."""
     end: Array
     sizes: Array
-    """Of each regressor (x_i, p_i, ...) in proportion to x_{i+1}, shape (n, n + 1)."""
+    """The size of each regressor (x_i, p_i, ...) relative to x_{i+1}, shape (n, n + 1)."""
 
 
 def fit_ends(
     student: Student, table: Table, teacher: Teacher, fit: int, window: int, *, iterations: Iterable[int], times: bool = True
 ) -> Table:
-    """Return the table whose ends come nearest to the teacher's: the mean over samples of log(e^2 + c^2) is minimised.
+    """Return the table whose final states are nearest to the teacher's: it minimises the mean over samples of log(e^2 + c^2).
 
-    e is the root mean square error of a sample's end and c = 0.3 times the median of e; 1e-4 times the squares of the changes of
-    the coefficients, each in the proportion of its prediction to the state, is added. Each iteration runs the plan once for every
-    coefficient and every time but the start's, from the row they belong to on (some n^3/4 evaluations for n rows, and no derivative
-    of the model), and solves the damped (Levenberg-Marquardt), robustly weighted normal equations. The directions of a row's
-    coefficients are x_i, p_i and the differences p_j - p_{j+1}, each perturbed by 5e-4 of the size of the state (1e-5 in
-    float64), because predictions at successive times are almost parallel. In an iteration a time goes less than half the way to its
-    neighbours; in a discrete plan it moves by whole numbers, and the coefficients by what is best for the rounded move.
+    e is the root mean square error of a sample's final state, and c is 0.3 times the median of e. A penalty is added: 1e-4 times
+    the squares of the changes of the coefficients, each scaled by the size of its prediction relative to the state. Each iteration
+    runs the plan once for every coefficient and for every time but the start's, from the row it belongs to. That is some n^3/4
+    evaluations for n rows, and no derivative of the model. It then solves the damped (Levenberg-Marquardt), robustly weighted
+    normal equations. The directions of a row's coefficients are x_i, p_i and the differences p_j - p_{j+1}, because predictions at
+    successive times are almost parallel. Each is perturbed by 5e-4 of the size of the state (1e-5 in float64). In one iteration a
+    time moves less than half the way to its neighbours. In a discrete plan it moves by whole numbers, and the coefficients by what
+    is best for the rounded move.
 
-    The table of the least loss on the validation samples (those from `fit` on) is returned; the search ends where it has not
-    improved for three iterations. (Their median error is what a calibration is judged by, and too noisy to steer one by: of 64
-    samples its standard error is a twentieth.)
+    The table with the least loss on the validation samples (those from `fit` on) is returned. The search ends when this loss has
+    not improved for three iterations. (A calibration is judged by the median error of these samples, but that is too noisy to
+    steer by: with 64 samples its standard error is a twentieth.)
     """
     x_T, end = student.network.numpy(), teacher.end
     h = 5e-4 if student.network.x_T.dtype.itemsize <= 4 else 1e-5
@@ -88,7 +89,7 @@ def _loss(square: Array, c: float) -> float:
 
 
 def _linearise(student: Student, table: Table, x: Array, window: int, h: float, times: bool) -> _Linear:
-    """Return the ends of a table and their derivatives, by running the rest of the table after each change of a row."""
+    """Return the final states of a table and their derivatives, by running the rest of the table after each change of a row."""
     directions: list[Direction] = []
     ends: list[Array] = []
     history: tuple[Array, ...] = ()
@@ -114,7 +115,7 @@ def _linearise(student: Student, table: Table, x: Array, window: int, h: float, 
 
 
 def _basis(free: Flags) -> list[Array]:
-    """Return x_i, p_i, p_i - p_{i-1}, p_{i-1} - p_{i-2}, ... as coefficients, of those that are free."""
+    """Return x_i, p_i, p_i - p_{i-1}, p_{i-1} - p_{i-2}, ... as coefficients, for the free ones among them."""
     (nodes,) = np.nonzero(free)
     basis = np.eye(len(free))[nodes]
     for j in range(2, len(nodes)):
@@ -123,11 +124,11 @@ def _basis(free: Flags) -> list[Array]:
 
 
 def _time_step(student: Student, table: Table, i: int, h: float) -> float:
-    """Return a difference of the time of row i: a fraction of the way to its neighbours; a whole number in a discrete plan."""
+    """Return the difference by which the time of row i is varied: a fraction of the way to its neighbours, or 1 if discrete."""
     before, after = table.t[i - 1] - table.t[i], table.t[i] - table.t[i + 1]
     if student.plan.discrete:
         return 1.0 if before > 1 else -1.0
-    if i == 1 and not student.plan.calls[0]:  # it may be told the time of the start itself
+    if i == 1 and not student.plan.calls[0]:  # it may be at the time of the start itself
         before, h = after, -h
     room = min(before, after)
     return float(10 * h * room) if room > 0 else float(-abs(h) * (table.t[i] - table.t[-1]))
@@ -148,7 +149,7 @@ class _Ridge:
         return float(_RIDGE * np.square(self.change(table)).sum())
 
     def normal(self, directions: list[Direction]) -> tuple[Array, Array]:
-        """Return its part of the normal equations: a matrix and a right side."""
+        """Return its part of the normal equations: a matrix and a right-hand side."""
         shifts = np.zeros((len(directions), *self.sizes.shape))
         for k, direction in enumerate(directions):
             shifts[k, direction.row, : len(direction.theta)] = direction.theta * self.sizes[direction.row, : len(direction.theta)]
@@ -183,7 +184,7 @@ class _Model:
 def _improved(
     student: Student, table: Table, x_T: Array, end: Array, linear: _Linear, ridge: _Ridge, damping: float
 ) -> tuple[Table, float] | None:
-    """Return a table of less loss, and the damping to go on with; None where there is none."""
+    """Return a table with a lower loss, and the damping for the next iteration; None if there is none."""
     directions, residual = linear.directions, (end - linear.end).reshape(len(end), -1)
     square = np.square(residual).mean(axis=1)
     gram = np.stack([j.T @ j for j in linear.jacobian]).astype(np.float64) / residual.shape[1]
@@ -203,9 +204,9 @@ def _improved(
 
 
 def _step(model: _Model, damping: float, table: Table, directions: list[Direction], discrete: bool) -> Array:
-    """Return the step of the model whose times go less than half the way to those beside them; by whole numbers in a discrete plan.
+    """Return the step of the model, in which times move less than half the way to their neighbours; in whole numbers if discrete.
 
-    Near the start a prediction hardly depends on the time that the network is told, and the linear model would move it without end.
+    Near the start a prediction hardly depends on the time that the network is given, and the linear model would move it endlessly.
     """
     (moving,) = np.nonzero([direction.time for direction in directions])
     by = np.array([directions[k].time for k in moving])
@@ -229,7 +230,7 @@ def _room(t: Array, here: Array) -> tuple[Array, Array]:
 
 
 def _moved(student: Student, table: Table, directions: list[Direction], delta: Array) -> Table | None:
-    """Return the table moved along the directions; None where its times would not be those of a plan."""
+    """Return the table moved along the directions; None if its times would make no valid plan."""
     t, a, c = table.t.copy(), table.a.copy(), table.c.copy()
     for direction, by in zip(directions, delta.tolist(), strict=True):
         i, theta = direction.row, direction.theta

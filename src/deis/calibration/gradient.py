@@ -22,7 +22,7 @@ from .table import Table, row_of
 from .teacher import Teacher
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""What makes a function be called again in the backward pass, to keep its inputs only."""
+"""Makes a function run again in the backward pass, so that only its inputs are kept."""
 _EVERY = 10  # steps between looks at the validation samples
 _PATIENCE = 8
 _RATE = 2e-3
@@ -40,12 +40,12 @@ def fit_gradient(
     turns: Iterable[int],
     times: bool = True,
 ) -> Table:
-    """Return the table after at most `steps` steps of Adam on the loss of the ends, by back-propagation through the whole sampler.
+    """Return the table after at most `steps` steps of Adam on the loss, by back-propagation through the whole sampler.
 
-    The model is called again in the backward pass (checkpointed row by row), so that memory grows with the evaluations by the
-    states only. The inner times are t_0 - (t_0 - t_n) cumsum(softmax(z)), in order whatever z is; those of a discrete plan, or of
-    stages within steps, are left alone. The rate falls from 2e-3 to 0, where 1 is a change of the state by its own size. Each step
-    takes one batch of the samples. The table that did best on the validation samples is returned.
+    The model is called again in the backward pass (checkpointed row by row), so that each evaluation adds only its state to the
+    memory. The inner times are t_0 - (t_0 - t_n) cumsum(softmax(z)), in order whatever z is. The times of a discrete plan, or of
+    stages within steps, are left alone. The learning rate falls from 2e-3 to 0, where 1 changes the state by its own size. Each
+    step takes one batch of the samples. The table that did best on the validation samples is returned.
 
     Raises
     ------
@@ -104,7 +104,7 @@ class _Parameters:
             x = advance(row, x, history, combine)[1]
         steps, plan = -np.diff(table.t), student.plan
         falling = times and plan.accepts[plan.calls].all() and (steps >= 0).all() and not plan.discrete and n > 1
-        with np.errstate(divide="ignore"):  # of a first call that is still told the time of the start
+        with np.errstate(divide="ignore"):  # of a first call that is still at the time of the start
             return cls(table, basis, np.log(steps) if falling else np.zeros(0))
 
     def zeros(self) -> tuple[Array, Array]:
@@ -150,7 +150,7 @@ def _predict(denoiser: Denoiser, form: str, x: Any, t: Any, alpha: Any, sigma: A
 
 @dataclass(frozen=True)
 class _Objective:
-    """The mean loss of the ends as a function of the parameters, in torch or JAX, and traced."""
+    """The mean loss of the final states as a function of the parameters, in torch or JAX, and traced."""
 
     student: Student
     parameters: _Parameters
@@ -158,11 +158,11 @@ class _Objective:
     c: float
 
     def __call__(self, values: Any, x_T: Any, target: Any, levels: Any, denoiser: Denoiser, checkpoint: Wrap) -> Any:
-        """Return the loss of the ends from x_T; `levels` are those of `_noise_levels` at the same parameters."""
+        """Return the loss of the final states from x_T; `levels` are those of `_noise_levels` at the same parameters."""
         return sample_losses(self.loss, self.end(values, x_T, levels, denoiser, checkpoint), target, self.c).mean()
 
     def end(self, values: Any, x_T: Any, levels: Any, denoiser: Denoiser, checkpoint: Wrap) -> Any:
-        """Return the ends from x_T for the parameters (theta, z)."""
+        """Return the final states from x_T for the parameters (theta, z)."""
         plan, xp = self.student.plan, backend_of(x_T).xp
         rows, t = (_cast(v, x_T) for v in (self.parameters.coefficients(values[0], xp), self.parameters.times(values[1], xp)))
         predict, multiply = checkpoint(partial(_predict, denoiser, plan.form)), backend_of(x_T).combine

@@ -23,14 +23,14 @@ _SWEEPS = 3
 
 
 class Jumps:
-    """Errors of single jumps from the teacher's own states, of any weights, from one Gram matrix of all states and predictions.
+    """Errors of single jumps from the teacher's own states, for any weights, by one Gram matrix of all states and predictions.
 
     The error of a jump from t_b to t_c is the mean over samples of the root mean square of
 
         (x_c - a x_b - sum_j c_j p_{b_j}) / alpha_c
 
-    that is, in the variable x/alpha, which the flow carries unchanged where the prediction of the noise is 0; jumps are summed
-    without discount. The prediction at the noise is `guess` times it, where that is what a plan's first row makes of it.
+    that is, in the variable x/alpha, which the flow leaves unchanged where the predicted noise is 0. Jumps are summed without
+    discount. The prediction at the initial noise is `guess` times that noise, if this is what a plan's first row assumes.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Jumps:
         return self.errors(ends, self.columns(b, [b]), np.stack([a, c], axis=1))
 
     def fitted(self, path: list[int], ends: Indices) -> Array:
-        """Return the errors of the jumps whose weights of x and the three newest predictions are least squares over the samples."""
+        """Return the errors of jumps whose weights of x and the three newest predictions are fitted by least squares."""
         columns = self.columns(path[-1], path[:-4:-1])
         gram = self.gram[:, columns[:, None], columns].mean(axis=0)
         cross = self.gram[:, ends[:, None], columns].mean(axis=0)
@@ -96,8 +96,8 @@ class Jumps:
 def shortest(cost: Cost, m: int, steps: int) -> Indices:
     """Return the places 0 = b_0 < ... < b_steps = m of the path of the least sum of costs, by dynamic programming.
 
-    The cost of a jump may depend on the path before it; the best path to each place is the one that is carried on, which is
-    exact where it does not.
+    The cost of a jump may depend on the path before it. Only the best path to each place is carried on, which is exact if the
+    cost does not depend on it.
     """
     best = np.full((steps + 1, m + 1), np.inf)
     best[0, 0] = 0
@@ -124,7 +124,7 @@ def exchange(
 ) -> Indices:
     """Return the places after moving single inner ones, by less and less: up to three times each, as long as the value falls.
 
-    It ends where no further move is allowed, too.
+    It also ends when no further move is allowed.
     """
     least = value(places)
     for shift in shifts:
@@ -156,15 +156,15 @@ def teacher_grid(
     Parameters
     ----------
     cost : {"method", "fitted", "euler"}
-        The jumps of the method itself: as each depends on all times before it, the path of the fitted jumps is improved by moving
-        single times until none helps. "fitted": jumps of least-squares weights; "euler": DDIM's, as in GITS.
+        "method": the jumps of the method itself. Each depends on all times before it, so the path of the fitted jumps is improved
+        by moving single times until none helps. "fitted": jumps with least-squares weights; "euler": DDIM's, as in GITS.
     jumps : Jumps, optional
-        Those of the teacher, where they were made before.
+        Those of the teacher, if they were made before.
 
     Raises
     ------
     ValueError
-        Where the teacher has fewer steps than asked for, or the method has stages within its steps and cost is "method".
+        If the teacher has fewer steps than asked for, or the method has stages within its steps and cost is "method".
     """
     jumps = jumps or Jumps(teacher, form)
     if num_step > jumps.m:

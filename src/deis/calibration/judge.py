@@ -1,4 +1,4 @@
-"""How far the ends of a plan are from the teacher's: the losses of samples, by which every stage is judged, and the error."""
+"""How far the final states of a plan are from the teacher's: the samples' losses, by which stages are judged, and the error."""
 
 from __future__ import annotations
 
@@ -40,51 +40,51 @@ def sample_losses(loss: Loss, x: Any, target: Any, c: float) -> Any:
 
 
 C = 0.1
-"""The constant c of the judge, in proportion to the median error of the best plan to start from. What is fitted errs by some third
-of that, so that this is the fits' own 0.3 of the median for the plans that are hardest to tell apart."""
+"""The constant c of the judge, relative to the median error of the best plan to start from. Fitted plans have some third of that
+error, so that this is the fits' own 0.3 of the median for the plans that are hardest to tell apart."""
 _EXACT = 1e-12  # errors below are rounding
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The median error of the validation samples, and the loss of each: log(e^2 + c^2), or that of a function of the caller's."""
+    """The median error of the validation samples, and the loss of each: log(e^2 + c^2), or that of the caller's function."""
 
     error: float
     losses: Array
 
     @property
     def loss(self) -> float:
-        """The mean."""
+        """The mean loss."""
         return float(self.losses.mean())
 
     def standard_error(self, other: Verdict) -> float:
-        """Return that of the mean of the differences to another plan's losses of the same samples."""
+        """Return the standard error of the mean difference to another plan's losses of the same samples."""
         return float((self.losses - other.losses).std(ddof=1) / np.sqrt(len(self.losses)))
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What the plans of one calibration are compared by: the same samples, and the same c, for all."""
+    """Compares the plans of one calibration, all on the same samples and with the same c."""
 
     teacher: Teacher
     first: int
-    """The samples from this one on validate."""
+    """The first of the validation samples."""
     loss: Loss
     c: float = 1.0
 
     @classmethod
     def of(cls, teacher: Teacher, first: int, loss: Loss, ends: Sequence[Array]) -> Judge:
-        """Return the judge of a calibration that starts from plans with these ends."""
+        """Return the judge of a calibration that starts from plans with these final states."""
         judge = cls(teacher, first, loss)
         least = np.inf if callable(loss) else min(judge.of_ends(end).error for end in ends)
         return replace(judge, c=max(C * least, _EXACT)) if np.isfinite(least) else judge
 
     def of_plan(self, plan: Plan) -> Verdict:
-        """Run a plan on the samples, and judge its ends."""
+        """Run a plan on the samples, and judge the final states."""
         return self.of_ends(end_of(self.teacher, plan, self.first))
 
     def of_ends(self, end: Array) -> Verdict:
-        """Judge the ends of the samples."""
+        """Judge the final states of the samples."""
         target, network = self.teacher.end[self.first :], self.teacher.network
         if not np.isfinite(end).all():
             return Verdict(np.inf, np.full(len(end), np.inf))
@@ -93,7 +93,7 @@ class Judge:
 
 
 def end_of(teacher: Teacher, plan: Plan, first: int) -> Array:
-    """Return the ends of the samples from `first` on; the first prediction is the teacher's where a plan begins as that does."""
+    """Return the final states of the samples from `first` on; the teacher's first prediction is reused if the plan begins alike."""
     student, table = Student(teacher.network, plan), Table.of(plan)
     x, p = student.network.numpy()[first:], first_prediction(teacher, plan)
     if p is None:
@@ -103,7 +103,7 @@ def end_of(teacher: Teacher, plan: Plan, first: int) -> Array:
 
 
 def first_prediction(teacher: Teacher, plan: Plan) -> Array | None:
-    """Return the predictions of the noise, which the teacher has made of every sample; None for a plan that begins otherwise."""
+    """Return the predictions at the initial noise, which the teacher has for every sample; None if the plan begins otherwise."""
     return teacher.prediction(0, plan.form) if plan.calls[0] and plan.t[0] == teacher.t[0] else None
 
 
@@ -119,10 +119,10 @@ def measured(student: Student, table: Table, teacher: Teacher, first: int, loss:
 
 
 def _losses(loss: Loss, network: Network, end: Array, target: Array, c: float) -> Array:
-    """Return the loss of each sample; a function of the caller's is called in the model's framework."""
+    """Return the loss of each sample; the caller's function gets arrays of the model's framework."""
     if not callable(loss):
         return robust(rmse(end, target), c)
     losses = array("the result of loss(x_0, target)", loss(*(like(v, network.x_T) for v in (end, target))))
     if losses.shape != (len(end),):
-        raise ValueError(f"loss(x_0, target) must return one number a sample, shape ({len(end)},), and has shape {losses.shape}")
+        raise ValueError(f"loss(x_0, target) must return one number per sample, shape ({len(end)},), and has shape {losses.shape}")
     return losses

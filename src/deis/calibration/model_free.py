@@ -14,15 +14,15 @@ from ..plan import Plan
 from ..sde import Schedule
 from .table import Table
 
-_GREATEST_RHO = 1e3  # where alpha is 0, what is predicted of x_0 errs by no more than the data's own size
+_GREATEST_RHO = 1e3  # where alpha is 0, the prediction of x_0 errs by no more than the size of the data
 
 
 def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: float = 1.0) -> Array:
     r"""Return times that minimise a bound of the global error, without any model (Xue et al., CVPR 2024, arXiv 2402.17376).
 
-    The end is a sum of the x_T and the predictions p_i with the weights W_i of the plan. If x_0 is predicted to within rho^power,
-    the error of the end is at most sum_i |W_i| rho(t_i)^power, and rho^(power - 1) in the eps form; it is minimised over the inner
-    times.
+    The final state is a sum of x_T and the predictions p_i, with the weights W_i of the plan. If x_0 is predicted to within
+    rho^power, the final error is at most sum_i |W_i| rho(t_i)^power, with rho^(power - 1) in the eps form. This bound is minimised
+    over the inner times.
 
     Parameters
     ----------
@@ -51,6 +51,6 @@ def model_free_grid(sde: Schedule, method: str | Builder, num_step: int, power: 
 
 
 def end_weights(plan: Plan) -> Array:
-    """Return the weight W_i of each prediction in the plan's end, shape (n,)."""
+    """Return the weight W_i of each prediction in the final state, shape (n,)."""
     unit = np.eye(len(plan.rows))
     return run_rows(Table.of(plan).rows, lambda i, x: unit[i], combine, np.zeros(len(unit)))

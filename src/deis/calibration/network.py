@@ -1,4 +1,4 @@
-"""The model as a function of NumPy arrays, whatever framework it is written in; and what one recurrence makes of noise."""
+"""The model as a function of NumPy arrays, whatever its framework; and the run of one recurrence from noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Model = Denoiser | Pretrained | Callable[[Any], Any]
 
 @dataclass
 class Network:
-    """The predictions of a model for fixed samples; it counts its work.
+    """The predictions of a model for fixed samples; it counts its evaluations.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class Network:
     x_T : array of the model's framework, of shape (N, ...)
     condition : array of shape (N, ...), optional
     batch : int
-        Samples a call.
+        Samples per call.
     progress : optional
-        What has `update(n)`, as a tqdm bar.
+        An object with `update(n)`, such as a tqdm bar.
     evaluations : int
         Evaluations so far, of one sample each.
     """
@@ -57,9 +57,9 @@ class Network:
         if self.condition is not None:
             function("model, where there is a condition,", self.model, "condition")
             if not hasattr(self.condition, "__len__"):
-                raise TypeError(f"condition must be an array or a sequence, one entry a sample, and is {shown(self.condition)}")
+                raise TypeError(f"condition must be an array or a sequence, one entry per sample, and is {shown(self.condition)}")
             if len(self.condition) != len(self.x_T):
-                raise ValueError(f"condition has {len(self.condition)} entries for {len(self.x_T)} samples; give one a sample")
+                raise ValueError(f"condition has {len(self.condition)} entries for {len(self.x_T)} samples; give one per sample")
         self.sde: Schedule = self.denoiser(0, min(self.batch, len(self.x_T))).sde
 
     def denoiser(self, first: int, last: int) -> Denoiser:
@@ -134,7 +134,7 @@ def rmse(x: Array, y: Array) -> Array:
 
 @dataclass(frozen=True)
 class Student:
-    """A network and the plan to be fitted, of whose rows fitting leaves the form and the calls alone."""
+    """A network and the plan to be fitted; the fit leaves the form and the calls of its rows alone."""
 
     network: Network
     plan: Plan

@@ -15,7 +15,7 @@ from .teacher import Teacher
 
 SHRINKAGE = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
 _USUAL = 1e-4
-_WORTH = 0.99  # of the error, for less shrinkage: great weights of opposite signs carry over badly to other samples
+_WORTH = 0.99  # of the error, for less shrinkage: large weights of opposite signs generalise badly to other samples
 _EXACT = 1e-12  # errors below are rounding
 _REWEIGHTINGS = 4
 
@@ -36,26 +36,26 @@ def fit_rows(
         sum over samples of w |x(t_{i+1}) - theta . (x_i, p_i, ...)|^2 + shrinkage * sum_k g_k (theta_k - prior_k)^2
 
     where g_k is the mean square of the k-th regressor. The weights w = 1 / (e^2 + c^2) of the samples' errors e, with c = 0.3 times
-    their median, make it a robust loss, the mean of log(e^2 + c^2), which no bifurcation of a few trajectories governs. The
-    shrinkage is the one that does best on the validation samples, to within a percent in favour of more; the prior itself is among
-    them, so that no step is made worse.
+    their median, make it a robust loss, the mean of log(e^2 + c^2), which a bifurcation of a few trajectories does not dominate.
+    The shrinkage is the strongest whose error on the validation samples is within a percent of the best. The prior itself is a
+    candidate, so that no step is made worse.
 
     Parameters
     ----------
     fit : int
-        The first `fit` samples are fitted to.
+        The fit uses the first `fit` samples.
     window : int
         The number of predictions that a row may use.
     validating : int, optional
-        The number of samples after these that validate, by default all; with 0 the shrinkage is 1e-4.
+        The number of samples after these for validation, by default all; with 0 the shrinkage is 1e-4.
     predictions : dict, optional
-        Those of earlier fits of the same method and samples, by the times so far: they are not made again, and new ones are added.
+        Those of earlier fits of the same method and samples, by the times so far. They are reused, and new ones are added.
 
     Returns
     -------
     Table
     array of shape (N, ...)
-        The ends of all these samples.
+        The final states of all these samples.
     """
     x = student.network.numpy()[: None if validating is None else fit + validating]
     a, c, history = prior.a.copy(), prior.c.copy(), tuple[Array, ...]()

@@ -1,4 +1,4 @@
-"""What a calibrated plan tells of its making."""
+"""The record of a calibration in its plan, and a report of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def provenance(teacher: Teacher, fit: int, records: list[dict[str, Any]]) -> dic
 
 
 class Report(str):
-    """A report as a text, which a notebook shows as a table of HTML."""
+    """A report as text; a notebook shows it as an HTML table."""
 
     html: str
 
@@ -32,7 +32,7 @@ class Report(str):
 
 
 def calibration_report(plan: Plan) -> Report:
-    """Return a table of what each stage of a plan's calibration did: a text, to print, and a table in a notebook.
+    """Return a table of what each stage of a plan's calibration did, to print or to show in a notebook.
 
     Raises
     ------
@@ -65,13 +65,13 @@ _COLUMNS = ("stage", "error before", "after", "loss before", "after", "change", 
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """Return the cells of a stage; plans of earlier versions were judged by the error, and tell of no loss."""
+    """Return the cells of a stage; plans of earlier versions were judged by the error, and have no loss."""
     before, after = ("loss_before", "loss_after") if "loss_after" in row else ("before", "after")
     losses = ["", "", ""]
     if before == "loss_before":
         change = f"{row[after] - row[before]:.3f} +- {row['standard_error']:.3f}"
         losses = [f"{row[before]:.3f}", f"{row[after]:.3f}", change]
     remarks = ["could not improve it"] if row["stage"] != "teacher" and row[after] >= row[before] else []
-    remarks += ["cut short: the time was over"] if row.get("cut") else []
+    remarks += ["cut short: out of time"] if row.get("cut") else []
     errors = [f"{row['before']:.5f}", f"{row['after']:.5f}"]
     return [row["stage"], *errors, *losses, f"{row['evaluations']:.0f}", f"{row['seconds']:.1f}", "  ".join(remarks)]

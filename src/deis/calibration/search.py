@@ -26,12 +26,12 @@ from .teacher import Teacher
 _ROUNDS = (8, 16, 32)  # samples by which plans are compared; the better half goes on, until so many are left ...
 _MOVED = 3  # ... whose times are moved
 _MOVES = ((4, 16, 2), (2, 16, 1), (1, 32, 1))  # how far among the teacher's, judged by how many samples, and how many go on
-_MOST_PREDICTIONS = 128  # that are kept of earlier moves
+_MOST_PREDICTIONS = 128  # kept from earlier moves
 
 
 @dataclass(frozen=True)
 class Search:
-    """A plan to start from, and what builds it on other times, where that is known; with the analytical first step of the plan."""
+    """A plan to start from, with its analytical first step, and the builder of it on other times, if known."""
 
     given: Plan
     build: Builder | None
@@ -49,7 +49,7 @@ class Search:
         return replace(plan, calls=self.given.calls, guess=self.given.guess, method=self.given.method)
 
     def grids(self, clock: Clock) -> list[Plan]:
-        """Return the plans on grids that are made from the jumps of the teacher, and without a model, as far as the time goes."""
+        """Return the plans on grids that are made from the jumps of the teacher, and without a model, as far as time allows."""
         teacher, build, given = self.teacher, self.build, self.given
         if build is None:
             return []
@@ -78,10 +78,10 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Race:
-    """Compares plans by the regression of a few samples, and by the ends of the same; it stops when the time is over.
+    """Compares plans by the final states of a few samples, after a regression on the same; it stops when the time is over.
 
-    Successive halving: all plans by 8 samples, the better half by 16, half of these by 32, until three are left; then the times of
-    these are moved, of the better two by less, and of the best one by less still.
+    Successive halving: all plans on 8 samples, the better half on 16, half of these on 32, until three are left. Then the times of
+    these three are moved, those of the better two by less, and those of the best by less still.
     """
 
     teacher: Teacher
@@ -91,7 +91,7 @@ class Race:
     clock: Clock
 
     def allows(self, samples: int, plan: Plan) -> bool:
-        """Return whether there is time to run a plan on some samples, and for the regression of all after it."""
+        """Return whether there is time to run a plan on some samples, and for the regression on all of them after it."""
         return self.clock.allows((samples + len(self.teacher.states[0])) * plan.nfe)
 
     def loss(self, plan: Plan, samples: int, predictions: dict[bytes, Array] | None = None) -> float:
@@ -106,7 +106,7 @@ class Race:
         return float(robust(rmse(end, teacher.end[:samples]), self.c).mean()) if np.isfinite(end).all() else np.inf
 
     def halved(self, starts: Sequence[Start]) -> list[Start]:
-        """Return the few best, the best first."""
+        """Return the best few, the best first."""
         starts = list(starts)
         for round_ in _ROUNDS:
             samples = min(round_, self.fit)
@@ -116,7 +116,7 @@ class Race:
         return starts[:_MOVED]
 
     def moved(self, starts: Sequence[Start]) -> Plan:
-        """Return the best plan that moving single times of these among the teacher's leads to."""
+        """Return the best plan found by moving single times of these among the teacher's."""
         starts = list(starts)
         for shift, most, left in _MOVES:
             found = [self._moved(start, shift, min(most, self.fit)) for start in starts]
@@ -124,7 +124,7 @@ class Race:
         return starts[0].plan
 
     def _moved(self, start: Start, shift: int, samples: int) -> tuple[float, Start]:
-        """Return the loss that moves by so many of the teacher's times lead to, and where."""
+        """Return the lowest loss that moves by so many of the teacher's times reach, and the start they lead to."""
         teacher, (plan, search) = self.teacher, start
         places = np.unique([int(np.argmin(np.abs(teacher.t - t))) for t in plan.ts])
         if search is None or search.build is None or not plan.accepts.all() or len(places) < len(plan.ts):
@@ -144,12 +144,12 @@ class Race:
 
 
 def search_of(plan: Plan, method: str | Builder | None, teacher: Teacher, jumps: dict[tuple[Form, float | None], Jumps]) -> Search:
-    """Return the plan with what builds it on other times, where it is known.
+    """Return the plan with its builder for other times, if known.
 
     Raises
     ------
     ValueError
-        Where the method that was given builds another plan.
+        If the given method builds another plan.
     """
     if method is not None and not isinstance(method, str):
         function("method, where it is no name,", method, "sde", "ts", "grid")

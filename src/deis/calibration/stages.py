@@ -22,12 +22,12 @@ from .teacher import Teacher
 
 @dataclass(frozen=True)
 class Task:
-    """What the stages are told; `calibrate` says what the settings are."""
+    """The input of the stages; the settings are those of `calibrate`."""
 
     teacher: Teacher
     searches: Sequence[Search]
     fit: int
-    """The first samples are fitted to, and the others validate."""
+    """The fit uses the first samples, and the others validate."""
     window: int | None
     judge: Judge
     clock: Clock
@@ -48,9 +48,9 @@ class Task:
         return replace(table.plan(like, self.teacher.sde, f"a model, on {self.fit} samples"), grid=grid)
 
     def with_free_start(self, plan: Plan) -> Plan:
-        """Return the plan with a row ahead that hands the state on, and the first call told a later time, by regression.
+        """Return the plan with its first call at a later time, found by regression, after a row that only passes the state on.
 
-        At the start itself a prediction may hardly depend on the time that is told, and Gauss-Newton would not leave it.
+        At the start itself a prediction may hardly depend on the time that the network is given, and Gauss-Newton would stay there.
         """
         ahead = with_free_start(plan)
         t = ahead.t.copy()
@@ -59,7 +59,7 @@ class Task:
         return self.plan(fit_rows(self.student(ahead), prior, self.teacher, self.fit, self.width(ahead))[0], ahead)
 
     def regressed(self, plan: Plan) -> tuple[float, Plan]:
-        """Return a plan with its rows fitted to all samples, behind its loss."""
+        """Return the loss of a plan with its rows fitted to all samples, and that plan."""
         first = first_prediction(self.teacher, plan)
         known = {} if first is None else {plan.t[:1].tobytes(): first}
         width = self.width(plan)
@@ -67,8 +67,8 @@ class Task:
         return self.judge.of_ends(end[self.fit :]).loss, self.plan(table, plan)
 
 
-_SHARE = 0.3  # of the way from the start to the second call, where the first is told to be before Gauss-Newton
-_MOVING = 32  # samples that the moves of one start take at least
+_SHARE = 0.3  # of the way from the start to the second call: the time of the first call before Gauss-Newton
+_MOVING = 32  # the least number of samples for moving the times of one start
 Stage = Callable[[Task, Plan, Sequence[str]], Plan]
 """(task, the best plan so far, the names of the stages before) -> a plan, better or not."""
 
@@ -76,8 +76,8 @@ Stage = Callable[[Task, Plan, Sequence[str]], Plan]
 def _grid(task: Task, best: Plan, before: Sequence[str]) -> Plan:
     if all(search.build is None for search in task.searches):
         raise ValueError(
-            f"stages has 'grid', and the plan's method {best.method!r} is no registered name that builds this plan on its "
-            "own times; give method=, the name or the builder it was made with, or leave the stage out"
+            f"stages has 'grid', and the plan's method {best.method!r} is not a registered name that builds this plan on its "
+            "own times; give method=, the name or builder it was made with, or leave the stage out"
         )
     grids = [plan for search in task.searches for plan in search.grids(task.clock)]
     judged = [(task.judge.of_plan(plan).loss, plan) for plan in grids if task.clock.allows(NEEDS["grid"](task, plan))]
@@ -85,7 +85,7 @@ def _grid(task: Task, best: Plan, before: Sequence[str]) -> Plan:
 
 
 def _least_squares(task: Task, best: Plan, before: Sequence[str]) -> Plan:
-    """Race the starts, on all grids that were found, and fit the rows of the best few: which is best is known after that alone."""
+    """Race the starts on all grids found, and fit the rows of the best few: only the fitted plans show which is best."""
     moves = "grid" in before
     plans = ((search, plan) for search in task.searches for plan in (search.given, *(search.grids(task.clock) if moves else ())))
     starts = {_numbers(plan): Start(plan, search) for search, plan in plans}
@@ -128,22 +128,22 @@ STAGES: dict[str, Stage] = {
     "gradient": _gradient,
 }
 SHARES = {"grid": 1.0, "least_squares": 4.0, "gauss_newton": 6.0, "gradient": 6.0}
-"""In what proportion they share a limited time; what one leaves goes to those after it."""
+"""How they share a limited time; what one stage leaves goes to the later ones."""
 NEEDS: dict[str, Callable[[Task, Plan], float]] = {
     "grid": lambda task, plan: plan.nfe * (len(task.teacher.states[0]) - task.fit),
     "least_squares": lambda task, plan: plan.nfe * len(task.teacher.states[0]),
     "gauss_newton": lambda task, plan: task.fit * _turn(len(plan.rows) - plan.hands_on),
     "gradient": lambda task, plan: 3.0 * plan.nfe * min(task.fit, task.teacher.network.batch),
 }
-"""The evaluations, of one sample each, without which a stage finds nothing."""
+"""The fewest evaluations, of one sample each, with which a stage can find anything."""
 
 
 def _turn(n: int) -> int:
-    """Return the evaluations of an iteration of Gauss-Newton for each sample: i + 3 numbers of row i each run the rows after it."""
+    """Return the evaluations per sample of one Gauss-Newton iteration: each of the i + 3 numbers of row i reruns the later rows."""
     return n + sum((i + 3) * (n - i - 1) for i in range(n))
 
 
 def checked_stages(stages: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of stages, or raise where they are none."""
+    """Return the names of stages, or raise if one is unknown."""
     kind("stages", stages, Sequence, "a sequence of names,")
     return tuple(one_of("stages", name, STAGES) for name in ((stages,) if isinstance(stages, str) else stages))

@@ -40,7 +40,7 @@ class Table:
         Raises
         ------
         ValueError
-            For a stochastic plan, one that is exactly invertible, or where x forgets base, which no method does.
+            For a plan that is stochastic or exactly invertible, or one in which x does not depend on base, as in no known method.
         """
         if plan.stochastic:
             raise ValueError(f"plan {plan.method!r} adds noise, and only a deterministic plan has a solution to be fitted to")
@@ -98,9 +98,9 @@ def row_of(theta: Any) -> Row:
 def free(plan: Plan) -> Flags:
     """Return which coefficients (a_i, c_i0, c_i1, ...) of a plan's recurrence may be fitted, shape (n, n + 1).
 
-    Not the weights of predictions that are not there yet when row i + 1 is evaluated beside them: the depth would grow. Not those
-    of a first prediction without a call: it is a multiple of x_0, and x_i is a combination of x_0 and of the predictions since, so
-    that it would say nothing new. And a first row that hands the state on stays as it is.
+    Three kinds are fixed. The weights of predictions that do not exist yet when row i + 1 is evaluated beside them: the depth would
+    grow. The weights of a first prediction without a call: it is a multiple of x_0, and x_i is a combination of x_0 and the
+    predictions since, so it would add nothing. And a first row that passes the state on.
     """
     n, (_, predictions) = len(plan.rows), waits(plan.rows)
     found = np.tri(n, n + 1, 1, dtype=bool)
@@ -114,7 +114,7 @@ def free(plan: Plan) -> Flags:
 
 
 def with_free_start(plan: Plan) -> Plan:
-    """Return the plan behind a row that makes no call and hands the state on: its first call may be told a time after the start."""
+    """Return the plan after a row that makes no call and passes the state on: its first call may then be later than the start."""
 
     def after(values: Any, first: Any) -> Any:
         return np.concatenate([np.full_like(values[:1], first), values])

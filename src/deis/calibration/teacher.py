@@ -34,8 +34,8 @@ from .network import Model, Network, rmse, size
 FIRST_STEPS, MOST_STEPS = 32, 1024
 PILOTS = 8  # samples by which the number of steps is chosen
 ROUGH = 0.05
-"""How far, in root mean squares of the end, twice the steps may move it where the caller gives the steps. The order is 4, so that
-what is left then is some sixteen times less."""
+"""How far twice the steps may move the final states, relative to their root mean square, if the caller gives the steps. The
+order is 4, so the remaining error is some sixteen times less."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Teacher:
     t : array of shape (M + 1,)
         Decreasing times.
     form : {"eps", "data"}
-        What the predictions are.
+        The form of the predictions.
     states : sequence of M + 1 arrays of shape (N, ...)
     predictions : sequence of M arrays of shape (N, ...)
         At t[0] ... t[M - 1].
     self_error : float
-        The median over samples of the distance (root mean square) of the end to that of half as many steps.
+        The median over samples of the root mean square distance of the final state to that of half as many steps.
     """
 
     network: Network
@@ -83,7 +83,7 @@ class Teacher:
         return c_x * self.states[i] + c_m * p
 
     def state(self, t: float) -> Array:
-        """Return the states at a time between the first and the last, in float64: those kept, or a cubic through the two beside.
+        """Return the states at a time between the first and the last, in float64: those kept, or a cubic between the two nearest.
 
         The cubic is Hermite's, of x/sigma in alpha/sigma, whose derivative is the predicted x_0.
         """
@@ -121,34 +121,34 @@ def make_teacher(
     Parameters
     ----------
     model : Denoiser or Pretrained
-        Or, with a condition, a function from the conditions of some samples to one, such as ``network.conditional``.
+        With a condition: a function that takes the conditions of some samples and returns one, such as ``network.conditional``.
     samples : array of shape (N, ...)
-        Noise, as `deis.sample` takes it; its type says what framework the model is written in.
+        Noise, as `deis.sample` takes it; its type tells the framework of the model.
     condition : array of shape (N, ...), optional
         What each sample is conditioned on, such as its label.
     steps : int, optional
-        The number of steps; by default it is doubled from 32, on the first 8 samples, until the end moves by less than `tol` times
-        its own root mean square, or a discrete schedule has no more times.
+        The number of steps. By default it starts at 32 and is doubled, on the first 8 samples, until the final states move by less
+        than `tol` times their root mean square, or a discrete schedule has no more times.
     batch : int
-        Samples a call of the model.
+        Samples per call of the model.
     memory : int
         Bytes beyond which the trajectories are kept on disk, in `folder` or a temporary one.
     folder : path, optional
-        Keep the trajectories here (safetensors), and take them from here when they are there already.
+        Keep the trajectories here (safetensors), and read them from here if they exist already.
     progress : optional
-        A tqdm bar, or what has its `update(n)`, told of each evaluation of n samples.
+        A tqdm bar, or another object with `update(n)`, called after each evaluation of n samples.
     allow_rough : bool
-        Take a teacher that has not converged, too.
+        Accept a teacher that has not converged.
 
     Raises
     ------
     ValueError
-        Where the model is not deterministic, the trajectories diverge, they do not converge within 1024 steps, or, in the steps
-        that were given or that a discrete schedule has, the end still moves by more than 0.05 of its root mean square.
+        If the model is not deterministic, the trajectories diverge, or they do not converge within 1024 steps; or if, with given
+        steps or those of a discrete schedule, the final states still move by more than 0.05 of their root mean square.
     MemoryError
         Where a batch does not fit the device.
     """
-    # Half as many steps tell whether the end stands still.
+    # Half as many steps show whether the final states have settled.
     steps, tol = None if steps is None else whole("steps", steps, 2), number("tol", tol, above=0)
     network = Network(model, samples, condition, batch, progress)
     pilots = Network(model, samples[:PILOTS], None if condition is None else condition[:PILOTS], batch, progress)
@@ -169,27 +169,27 @@ def make_teacher(
 
 
 def refuse_rough(teacher: Teacher) -> None:
-    """Raise ValueError where a teacher has not converged."""
+    """Raise ValueError if a teacher has not converged."""
     end, steps = size(teacher.end), len(teacher.t) - 1
     if not teacher.self_error <= ROUGH * end:
         raise ValueError(
-            f"the teacher has not converged: its end moves by {teacher.self_error:.2g} from {max(steps // 2, 1)} to {steps} steps, "
-            f"which is more than {ROUGH:g} of its root mean square of {end:.2g}; give more than steps={steps} (in an empty folder, "
-            "where it is kept in one), check the model's schedule and what it predicts, or say allow_rough=True"
+            f"the teacher has not converged: its final states move by {teacher.self_error:.2g} from {max(steps // 2, 1)} to "
+            f"{steps} steps, which is more than {ROUGH:g} of their root mean square of {end:.2g}; give more than steps={steps} (in "
+            "an empty folder, if it is kept in one), check the model's schedule and what it predicts, or give allow_rough=True"
         )
 
 
 def dense_plan(sde: Schedule, steps: int, form: Form) -> Plan:
-    """Return the plan of a teacher: order 4, on times that are dense where rho is small and not coarse where it is great.
+    """Return the plan of a teacher: order 4, on times that are dense where rho is small and not coarse where it is large.
 
-    A discrete schedule has no times to be dense in, and is halved, quartered, ... evenly, so that the most steps are all its times.
+    A discrete schedule offers only its own times. They are thinned evenly to a half, a quarter, ..., and at most all are used.
     """
     phase, power = ("vp_t", 2.0) if sde.num_times is None else ("t", 1.0)
     return make_plan(sde, adams(form, "vp_t", 3), steps, phase, power)
 
 
 def _check_deterministic(network: Network, form: Form) -> Array:
-    """Return the first predictions, or raise where they are not finite or the same when they are made twice."""
+    """Return the first predictions, or raise if they are not finite, or differ when they are made twice."""
     x_T, t = network.numpy(), network.sde.t_start
     first, second = (network.predict(x_T, t, form) for _ in range(2))
     if not np.isfinite(first).all():
@@ -203,7 +203,7 @@ def _check_deterministic(network: Network, form: Form) -> Array:
 
 
 def _converged(pilots: Network, form: Form, steps: int | None, tol: float, allow_rough: bool) -> tuple[Plan, Array]:
-    """Return the plan whose end moves less than tol from that of half as many steps, and the latter."""
+    """Return the plan whose final states differ by less than tol from those of half as many steps, and the latter."""
     most = MOST_STEPS if pilots.sde.num_times is None else len(times_of_levels(pilots.sde)) - 1
     number = min(steps or 2 * FIRST_STEPS, most)
     before = _integrate(pilots, dense_plan(pilots.sde, max(number // 2, 1), form))
@@ -217,19 +217,19 @@ def _converged(pilots: Network, form: Form, steps: int | None, tol: float, allow
             return plan, before
         if number == most:
             raise ValueError(
-                f"the teacher does not converge: its end moves by {self_error:.2g} from {number // 2} to {number} steps; "
-                f"give a greater tol than {tol!r}, check the model's schedule and what it predicts, or say allow_rough=True"
+                f"the teacher does not converge: its final states move by {self_error:.2g} from {number // 2} to {number} steps; "
+                f"give a greater tol than {tol!r}, check the model's schedule and what it predicts, or give allow_rough=True"
             )
         number, before = min(2 * number, most), end
 
 
 def _distance(end: Array, coarser: Array) -> float:
-    """Return the median distance of the first ends from those of half as many steps."""
+    """Return the median distance of the first final states to those of half as many steps."""
     return float(np.median(rmse(end[: len(coarser)], coarser)))
 
 
 def _integrate(network: Network, plan: Plan, record: Record = lambda i, arrays: None) -> Array:
-    """Return the end of a multistep plan; `record` is told the state and the prediction of each row, in the precision to keep."""
+    """Return the final states of a multistep plan; `record` gets the state and prediction of each row, in the precision to keep."""
     dtype = np.float32 if network.x_T.dtype.itemsize <= 4 else np.float64
 
     def predict(i: int, x: Array) -> Array:
@@ -268,7 +268,7 @@ def _integrated(network: Network, plan: Plan, coarser: Array, memory: int, folde
 
 
 def _finish(teacher: Teacher, folder: Path) -> None:
-    """Write the file that says that all others are there."""
+    """Write the file that marks the others as complete."""
     network = teacher.network
     about = {
         "t": teacher.t.tolist(),

@@ -33,8 +33,8 @@ from .methods import methods_command
 from .plan import plan_command
 from .seeded import draw_noise, jax_runner, precision, torch_runner
 
-_EPILOG = """deis methods lists what --method takes. For completion with the tab key, put into ~/.bashrc:
-eval "$(_DEIS_COMPLETE=bash_source deis)"; zsh_source and fish_source are those of other shells."""
+_EPILOG = """deis methods lists the values of --method. For tab completion, put this line into ~/.bashrc:
+eval "$(_DEIS_COMPLETE=bash_source deis)"; other shells have zsh_source and fish_source."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
@@ -48,18 +48,18 @@ for command in (plan_command, methods_command, edit_command, compare_command, re
 
 
 @main.command("calibrate")
-@partial(shared.plan_options, nfe=shared.budgets, about="The evaluations, or several budgets: 4, or 3-10, or 3,5,8.")
+@partial(shared.plan_options, nfe=shared.budgets, about="Network evaluations, or several budgets: 4, or 3-10, or 3,5,8.")
 @shared.model_options
-@click.option("--out", type=shared.OutFile(True), help="By default plan.json; of several budgets a folder, by default plans.")
-@click.option("--samples", default=96, type=shared.POSITIVE, show_default=True, help="Noises to fit and validate with.")
-@click.option("--batch", default=64, type=shared.POSITIVE, show_default=True, help="Samples a call of the model.")
-@click.option("--stages", default="grid,least_squares,gauss_newton", show_default=True, help="Which, in order; also: gradient.")
-@click.option("--iterations", default=10, type=shared.POSITIVE, show_default=True, help="Gauss-Newton iterations, at most.")
-@click.option("--window", type=shared.POSITIVE, help="Predictions that a row may use; by default all before it.")
-@click.option("--teacher-steps", type=shared.TWO, help="By default doubled until the teacher's end stands still.")
-@click.option("--allow-rough", is_flag=True, help="Take a teacher that has not converged, too.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The wall time for all; by default there is no limit.")
-@click.option("--work", type=shared.FOLDER, help="Keep the teacher and finished stages here, and go on from there.")
+@click.option("--out", type=shared.OutFile(True), help="By default plan.json; for several budgets a folder, by default plans.")
+@click.option("--samples", default=96, type=shared.POSITIVE, show_default=True, help="Noise samples to fit and validate with.")
+@click.option("--batch", default=64, type=shared.POSITIVE, show_default=True, help="Samples per call of the model.")
+@click.option("--stages", default="grid,least_squares,gauss_newton", show_default=True, help="In this order; also: gradient.")
+@click.option("--iterations", default=10, type=shared.POSITIVE, show_default=True, help="The most Gauss-Newton iterations.")
+@click.option("--window", type=shared.POSITIVE, help="Predictions that a row may use; by default all earlier ones.")
+@click.option("--teacher-steps", type=shared.TWO, help="By default doubled until the final states settle.")
+@click.option("--allow-rough", is_flag=True, help="Accept a teacher that has not converged.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="The wall time; by default there is no limit.")
+@click.option("--work", type=shared.FOLDER, help="Keep the teacher and finished stages here, and resume from there.")
 @shared.errors()
 def calibrate_command(**options: Any) -> None:
     """Fit a plan to a model, or one for each of several budgets, and write it for deis sample --plan."""
@@ -96,7 +96,7 @@ def _calibrate_range(model: Any, noise: Any, settings: dict[str, Any], options: 
     click.echo("\n\n".join(map(calibration_report, plans.values())) + f"\nwrote {out}: plans of {', '.join(map(str, plans))}")
     if len(plans) < len(options["nfe"]):
         missing = ",".join(str(budget) for budget in options["nfe"] if budget not in plans)
-        raise ValueError(f"--seconds {options['seconds']:g} did not suffice for --nfe {missing}; give more, and --work to go on")
+        raise ValueError(f"--seconds {options['seconds']:g} did not suffice for --nfe {missing}; give more, and --work to resume")
 
 
 @main.command("sample")
@@ -105,7 +105,7 @@ def _calibrate_range(model: Any, noise: Any, settings: dict[str, Any], options: 
 @click.option("--plan", "file", type=shared.PLAN, help="A plan file, as deis calibrate writes it, in place of a method and grid.")
 @click.option("--num", default=50, type=shared.POSITIVE, show_default=True, help="The number of samples.")
 @click.option("--class", "label", type=int, help="The class of every sample; without it, each class in turn.")
-@click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Samples a batch; it changes no sample.")
+@click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Samples per batch; no sample depends on it.")
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
@@ -151,27 +151,27 @@ def sample_command(**options: Any) -> None:
     metavar="NAME",
     help="Methods, each at every --nfe; calibrated: the model's own plans.",
 )
-@click.option("--nfe", "budgets", type=shared.POSITIVE, multiple=True, help="Budgets of evaluations; 10 where none is given.")
+@click.option("--nfe", "budgets", type=shared.POSITIVE, multiple=True, help="Budgets of evaluations; 10 if none is given.")
 @click.option("--num", default=1000, type=shared.POSITIVE, show_default=True, help="Samples of each plan.")
-@click.option("--batch", default=100, type=shared.POSITIVE, show_default=True, help="Samples a call of the model.")
+@click.option("--batch", default=100, type=shared.POSITIVE, show_default=True, help="Samples per call of the model.")
 @click.option("--real", type=click.Path(path_type=Path, exists=True), help="Real images: a folder of pictures, or an .npz file.")
-@click.option("--features", help="A TorchScript file, images in [-1, 1] to features; or inception. Needs --real.")
-@click.option("--lpips", help="alex, vgg, squeeze, or a TorchScript file of two batches of images: a distance for --paired.")
+@click.option("--features", help="A TorchScript file from images in [-1, 1] to features; or inception. Needs --real.")
+@click.option("--lpips", help="A distance for --paired: alex, vgg, squeeze, or a TorchScript file of two batches of images.")
 @click.option(
     "--paired", default=64, type=shared.COUNT, show_default=True, help="Samples to compare with the converged solution; 0 for none."
 )
-@click.option("--likelihood", type=shared.TWO, help="In place of samples: the likelihood of so many --real images.")
+@click.option("--likelihood", type=shared.TWO, help="Measure the likelihood of this many --real images instead.")
 @click.option("--reference-steps", default=128, type=shared.TWO, show_default=True, help="Steps of the converged solution.")
-@click.option("--work", type=shared.FOLDER, help="Keep finished batches here, and go on from there.")
+@click.option("--work", type=shared.FOLDER, help="Keep finished batches here, and resume from there.")
 @click.option("--out", type=shared.OutFile(), default=Path("evaluation.json"), show_default=True)
 @shared.errors()
 def evaluate_command(**options: Any) -> None:
     """Measure the samples of plans: against real images, and against the converged solution from the same noise.
 
-    With --likelihood, measure that of real images under the model, by plans that encode, on the vp_t grid of power 5.
+    With --likelihood, measure the likelihood of real images under the model, by encoding plans on the vp_t grid of power 5.
     """
     if options["backend"] != "torch":
-        raise click.BadParameter("jax is not evaluated; leave it out", param_hint="--backend")
+        raise click.BadParameter("evaluation runs in torch only; leave jax out", param_hint="--backend")
     results = _evaluate(options) if options["likelihood"] is None else _likelihoods(options)
     with replacing(options["out"]) as partial:
         partial.write_text(json.dumps(results, indent=1) + "\n")
@@ -180,7 +180,7 @@ def evaluate_command(**options: Any) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what `deis evaluate` writes."""
+    """Return the results that `deis evaluate` writes."""
     import torch
 
     from ..evaluation import converged, evaluate
@@ -190,7 +190,7 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
     labels, make = shared.labels_of(model, num), shared.of_labels(model, options)
     noise = draw_noise(model, plans[0], options, range(num))
     about = {name: options[name] for name in ("guidance", "seed", "num", "features", "lpips", "paired", "reference_steps")}
-    results: dict[str, Any] = {"model": str(options["model"] or "the network inside"), **about, "plans": []}
+    results: dict[str, Any] = {"model": str(options["model"] or "the bundled MNIST model"), **about, "plans": []}
     measures = _measures(options, device) | {"decode": model.decode}
     if measures["real"] is not None:
         results["real"] = {"path": str(options["real"]), "images": len(measures["real"])}
@@ -209,25 +209,25 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _likelihoods(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what `deis evaluate --likelihood` writes."""
+    """Return the results that `deis evaluate --likelihood` writes."""
     from ..evaluation import likelihood, load_images
 
     num, model = options["likelihood"], shared.load(options)
     for name in ("features", "lpips"):
         if options[name] is not None:
-            raise ValueError(f"--likelihood measures real images, and no samples; leave out --{name}")
+            raise ValueError(f"--likelihood measures real images, not samples; leave out --{name}")
     if options["real"] is None or model.decode is not None:
-        raise ValueError("--likelihood is that of images under a network of pixels; give --real, and no network of latents")
+        raise ValueError("--likelihood measures images under a network of pixels; give --real, and no network of latents")
     images = load_images(options["real"], num)
     if len(images) < num:
-        raise ValueError(f"--likelihood {num} asks for more than --real {options['real']} has, which has {len(images)} images")
+        raise ValueError(f"--likelihood {num} asks for more images than --real {options['real']} has, {len(images)}; give fewer")
     plans = _plans(model, options, direction="encode", ts_phase="vp_t", ts_order=5.0)
     denoiser = model.conditional(guidance=options["guidance"])
     settings = {"seed": options["seed"], "batch": options["batch"], "device": options["device"] or "cpu"}
     with tqdm(total=num * len(plans), desc="encoding", unit="image") as bar:
         rows = [likelihood(plan, denoiser, images, progress=bar, **settings) for plan in plans]
     return {
-        "model": str(options["model"] or "the network inside"),
+        "model": str(options["model"] or "the bundled MNIST model"),
         "real": str(options["real"]),
         "seed": options["seed"],
         "plans": rows,
@@ -235,7 +235,7 @@ def _likelihoods(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
-    """Return what `deis.evaluation.evaluate` measures with."""
+    """Return the measures for `deis.evaluation.evaluate`."""
     from ..evaluation import load_perceptual
 
     extractor, real = shared.real_features(options["features"], options["real"], device)
@@ -246,7 +246,7 @@ def _measures(options: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def _plans(model: Pretrained, options: dict[str, Any], **settings: Any) -> list[Plan]:
-    """Return the plans of files, and of each method at each budget, which are made with the settings."""
+    """Return the plans from files, and those of each method at each budget, made with the settings."""
     plans = [load_plan(file) for file in options["files"]]
     methods = options["methods"] or (() if plans else ("auto",))
     for method in methods:
@@ -255,12 +255,12 @@ def _plans(model: Pretrained, options: dict[str, Any], **settings: Any) -> list[
             plans.append(model.plan(nfe) if own else make_plan(model.sde, method, nfe=nfe, **settings))
     for plan in plans:
         if not plan.matches(model.sde):
-            raise ValueError(f"the plan {plan.method!r} is of the schedule {plan.schedule}, and the model of {model.sde.name}")
+            raise ValueError(f"the plan {plan.method!r} was made for the schedule {plan.schedule}, the model for {model.sde.name}")
     return plans
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the results of `deis.evaluation.evaluate` as a table, a line a plan."""
+    """Return the results of `deis.evaluation.evaluate` as a table, one line per plan."""
     names = list(rows[0])
     cells = [names, *([f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -29,18 +29,18 @@ PICTURE = click.Path(path_type=Path)
 @shared.plan_options
 @shared.model_options
 @click.option("--image", required=True, type=PICTURE, help="The picture to begin with, PNG or JPEG.")
-@click.option("--mask", type=PICTURE, help="A picture, white where to paint anew; all other pixels stay what they are.")
-@click.option("--resize", is_flag=True, help="Crop and scale picture and mask to the model's size, in place of refusing others.")
+@click.option("--mask", type=PICTURE, help="A picture, white where to paint anew; all other pixels stay unchanged.")
+@click.option("--resize", is_flag=True, help="Crop and scale picture and mask to the model's size; else other sizes are refused.")
 @click.option(
     "--strength",
     type=click.FloatRange(min=0, max=1, min_open=True),
-    help="How far back to noise: 1 is all the way. By default 0.5, with a mask 1.",
+    help="How far back to noise: 1 is all the way. By default 0.5, or 1 with a mask.",
 )
-@click.option("--resample", default=1, type=shared.POSITIVE, show_default=True, help="RePaint's passes a step; needs --mask.")
+@click.option("--resample", default=1, type=shared.POSITIVE, show_default=True, help="RePaint's passes per step; needs --mask.")
 @click.option("--plan", "file", type=shared.PLAN, help="A plan file, cut at the strength, in place of a method and grid.")
 @click.option("--num", default=1, type=shared.POSITIVE, show_default=True, help="The number of edits, side by side.")
-@click.option("--class", "label", type=int, help="The class to edit towards; without it, the network is asked for none.")
-@click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Edits a batch; it changes no edit.")
+@click.option("--class", "label", type=int, help="The class to edit towards; without it, no class.")
+@click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Edits per batch; no edit depends on it.")
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32"]),
@@ -88,7 +88,7 @@ def _edited(
 
 
 def _plan(model: Pretrained, strength: float, options: dict[str, Any]) -> Plan:
-    """Return the plan that is run: one from the start on, by a method, or a part of that of a file."""
+    """Return the plan to run: a method's plan from the start on, or a part of the plan in a file."""
     if options["file"] is None:
         return edit_plan(shared.build_plan(model.sde.between(strength=strength), options), model.sde, strength, options["resample"])
     with warnings.catch_warnings(record=True) as said:
@@ -123,10 +123,10 @@ def _opened(option: str, path: Path, size: tuple[int, int], resize: bool) -> Ima
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             image.load()
-    except Exception as error:  # what Pillow's decoders raise of a broken file is of many kinds
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on a broken file
         raise ValueError(f"{option} {path} is no picture that can be read: {error}") from error
     if image.mode not in _EIGHT_BITS:
-        raise ValueError(f"{option} {path} has pixels of the kind {image.mode}; save it with 8 bits a channel")
+        raise ValueError(f"{option} {path} has pixels of the kind {image.mode}; save it with 8 bits per channel")
     if image.size == size:
         return image
     if not resize:

@@ -20,8 +20,8 @@ from . import shared
 _COLUMNS = ("name", "form", "clock", "order", "evaluations", "reference")
 _NOTES = (
     "<q> is a whole number, as in tab3, and <tableau> a Runge-Kutta method, as in rhork_2heun.",
-    "eps*: data where the grid starts at alpha = 0. Order: of convergence; weak: in law; none: it has no such limit.",
-    "Evaluations: network calls a step. Details and options: deis methods NAME.",
+    "eps*: data if the grid starts at alpha = 0. Order: of convergence; weak: in law; none: it has no such limit.",
+    "Evaluations: network calls per step. Details and options: deis methods NAME.",
 )
 
 
@@ -30,7 +30,7 @@ _NOTES = (
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @shared.errors()
 def methods_command(name: str | None, as_json: bool) -> None:
-    """List the methods that --method takes, or tell all about one."""
+    """List the methods that --method takes, or show all about one."""
     if name is not None:
         details = details_of(name)
         click.echo(json.dumps(details, indent=1) if as_json else _in_words(details))
@@ -41,7 +41,7 @@ def methods_command(name: str | None, as_json: bool) -> None:
 
 
 def record(entry: Entry) -> dict[str, Any]:
-    """Return what the registry tells of an entry, as JSON can hold it; an order that depends on the name is a text."""
+    """Return the record of an entry in the registry as JSON values; an order that depends on the name is text."""
     order = entry.order_text if callable(entry.order) else entry.order
     told = {name: getattr(entry, name) for name in ("name", "form", "clock", "evaluations", "reference", "weak")}
     return told | {"order": order, "grid": None if entry.grid is None else list(entry.grid)}
@@ -73,7 +73,7 @@ def _in_words(details: dict[str, Any]) -> str:
     order = "none" if details["order"] is None else f"{details['order']}{', weak' if details['weak'] else ''}"
     options = ", ".join(f"{option}={default!r}" for option, default in details["options"].items()) or "none"
     lines = {
-        "form": details["form"], "clock": details["clock"], "order": order, "evaluations": "a step: " + details["evaluations"],
+        "form": details["form"], "clock": details["clock"], "order": order, "evaluations": "per step: " + details["evaluations"],
         "grid": grid, "options": f"of deis.make_plan: {options}", "reference": details["reference"].replace("`", ""),
     }  # fmt: skip
     head = [details["name"], *(f"  {name:<12} {text}" for name, text in lines.items())]
@@ -93,7 +93,7 @@ def _plain_table() -> str:
 
 
 def _rich_table() -> bool:
-    """Print the table for a terminal; tell whether rich, which does that, is installed."""
+    """Print the table for a terminal; return whether rich, which does that, is installed."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console

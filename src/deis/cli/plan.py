@@ -18,7 +18,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 
 
 class PictureFile(shared.OutFile):
-    """A picture to write, of a kind that its name ends in."""
+    """A picture to write; the end of its name says of which kind."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path: Path = super().convert(value, param, ctx)
@@ -39,7 +39,7 @@ def plan_command(schedule: str | None, file: Path | None, out: Path | None, show
     if file is None:
         plan = shared.build_plan(SCHEDULES[schedule or "vp-linear"](), options)
     elif schedule is not None:
-        raise ValueError(f"--plan {file} and --schedule {schedule} contradict; leave one out")
+        raise ValueError(f"--plan {file} and --schedule {schedule} conflict; leave one out")
     else:
         plan = shared.plan_of_file(options | {"file": file})
     click.echo(repr(plan))

@@ -57,7 +57,7 @@ def precision(options: dict[str, Any]) -> AbstractContextManager[Any]:
 
 
 def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
-    """Return what samples in torch."""
+    """Return the function that samples in torch."""
 
     def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
         x_T, rng = draw_noise(model, plan, options, indices, options["dtype"]), streams(options, indices)
@@ -68,7 +68,7 @@ def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
 
 
 def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
-    """Return what samples in JAX; batches of the same labels, as those of whole rounds of classes, share one compilation."""
+    """Return the function that samples in JAX; batches with the same labels, such as whole rounds of classes, compile once."""
     import jax
 
     compiled: dict[bytes | None, Callable[..., Any]] = {}

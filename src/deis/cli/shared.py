@@ -1,4 +1,4 @@
-"""What the commands share: their options, and what these stand for, a model, its labels and a plan."""
+"""Shared parts of the commands: their options, and the model, labels and plan that these stand for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLAN, FOLDER = click.Path(path_type=Path, exists=True, dir_okay=False), click.Pa
 
 
 class OutFile(click.Path):
-    """A file to write, in a folder that is there: better told before the work than after it."""
+    """A file to write, whose folder must exist: an error before the work is better than one after it."""
 
     def __init__(self, folders: bool = False) -> None:
         super().__init__(path_type=Path, dir_okay=folders, writable=True)
@@ -34,12 +34,12 @@ class OutFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(str(super().convert(value, param, ctx)))
         if not path.parent.is_dir():
-            self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder; make it first", param, ctx)
+            self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is not a folder; create it first", param, ctx)
         return path
 
 
 class MethodName(click.types.StringParamType):
-    """A name of a method, which the shell completes; `deis.make_plan` tells of unknown ones."""
+    """The name of a method, which the shell completes; `deis.make_plan` refuses unknown ones."""
 
     def __init__(self, *others: str) -> None:
         self.others = others
@@ -50,7 +50,7 @@ class MethodName(click.types.StringParamType):
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Let what can go wrong within end in one line and exit code 1."""
+    """Turn the expected errors inside into one line and exit code 1."""
     try:
         yield
     # torch asserts that it was built for a device
@@ -96,15 +96,15 @@ def build_plan(sde: Schedule, options: dict[str, Any]) -> Plan:
 
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that say how a plan is built, where they were given."""
+    """Return the given options that say how a plan is built."""
     return {name: options[name] for name in ("method", "grid", "grid_order", "steps", "nfe") if options[name] is not None}
 
 
 def plan_of_file(options: dict[str, Any]) -> Plan:
-    """Return the plan of --plan, which stands in place of a method and grid."""
+    """Return the plan of --plan, which replaces a method and grid."""
     asked = _asked(options)
     if asked:
-        raise ValueError(f"--plan {options['file']} and --{next(iter(asked)).replace('_', '-')} contradict; leave one out")
+        raise ValueError(f"--plan {options['file']} and --{next(iter(asked)).replace('_', '-')} conflict; leave one out")
     return load_plan(options["file"])
 
 
@@ -124,13 +124,13 @@ def choose_plan(model: Pretrained, options: dict[str, Any]) -> Plan:
     return build_plan(model.sde, options)
 
 
-_OPTION_HELP = "What the file of a model does not tell, such as sde=ve or size=32; see deis.load_model."
+_OPTION_HELP = "What the file of a model does not say, such as sde=ve or size=32; see deis.load_model."
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say which model, and how it runs."""
     for option in (
-        click.option("--device", help="Torch only, such as cuda."),
+        click.option("--device", help="The device, such as cuda; torch only."),
         click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True),
         click.option("--seed", default=0, type=COUNT, show_default=True, help="Sample i depends on the seed and on i alone."),
         click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
@@ -163,7 +163,7 @@ def labels_of(model: Pretrained, num: int, label: int | None = None) -> NDArray[
     if label is None:
         return np.arange(num) % model.num_classes
     if not 0 <= label < model.num_classes:
-        raise ValueError(f"--class {label} is none of the model's, 0 ... {model.num_classes - 1}")
+        raise ValueError(f"--class {label} is not a class of the model, 0 ... {model.num_classes - 1}")
     return np.full(num, label)
 
 

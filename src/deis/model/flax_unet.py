@@ -146,7 +146,7 @@ class FlaxUNet2D(nnx.Module):
             skips += [width] * (layers + (i != last))
             c = width
         self.mid_block = Block([(c, c), (c, c)], 1, "", **parts)
-        if scales:  # as diffusers has it
+        if scales:  # as in diffusers
             self.mid_block.attentions = nnx.List([Attention(c, config["attention_head_dim"] or c, None, rngs)])
         up = []
         for i, (kind, width) in enumerate(zip(config["up_block_types"], reversed(widths), strict=True)):
@@ -194,7 +194,7 @@ def load_flax_unet(config: Mapping[str, Any], weights: Mapping[str, np.ndarray],
     for key, value in weights.items():
         slot, array = _find_slot(slots, key, value.astype(dtype))
         if slot is None or slot.get_value().shape != array.shape:
-            raise ValueError(f"weight {key!r} of shape {value.shape} has no place in the network of the config")
+            raise ValueError(f"weight {key!r} of shape {value.shape} does not belong to the network of the config")
         slot.set_value(jnp.asarray(array))
     if slots:
         raise ValueError(f"the weights lack {sorted(slots)[0]!r} and {len(slots) - 1} more")
@@ -214,9 +214,9 @@ def _find_slot(slots: dict[str, Any], key: str, array: np.ndarray) -> tuple[Any,
 def _check_config(config: Mapping[str, Any]) -> None:
     for name, value in _DEFAULTS.items():
         if config.get(name, value) != value:
-            raise ValueError(f"config {name}={config[name]!r} is beyond the Flax network (only {value!r}); use backend='torch'")
+            raise ValueError(f"config {name}={config[name]!r} is not supported in Flax (only {value!r} is); use backend='torch'")
     if (shift := config.get("resnet_time_scale_shift", "default")) not in ("default", "scale_shift"):
-        raise ValueError(f"config resnet_time_scale_shift={shift!r} is beyond the Flax network; use backend='torch'")
+        raise ValueError(f"config resnet_time_scale_shift={shift!r} is not supported by the Flax network; use backend='torch'")
     unknown = {*config["down_block_types"], *config["up_block_types"]} - _BLOCKS
     if unknown:
-        raise ValueError(f"block types {sorted(unknown)} are not among what the Flax network can do; use backend='torch'")
+        raise ValueError(f"block types {sorted(unknown)} are not supported by the Flax network; use backend='torch'")

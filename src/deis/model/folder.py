@@ -25,7 +25,7 @@ def embedded(backend: str, device: str | None, dtype: str) -> Pretrained:
 def load_folder(folder: StrPath, backend: str = "torch", device: str | None = None, dtype: str = "float32") -> Pretrained:
     """Load a diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
 
-    The plans in its folder `plans`, where there is one, are its own.
+    Its calibrated plans are those in its folder `plans`, if there is one.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def load_folder(folder: StrPath, backend: str = "torch", device: str | None = No
     FileNotFoundError
         Where the folder lacks one of the three files.
     ImportError
-        Where the backend's packages are not installed; it names the extra that has them.
+        Where the backend's packages are not installed; the message names the extra that has them.
     ValueError
         For a `deis.json` that cannot be understood.
     """

@@ -1,7 +1,7 @@
 """Guidance: models that wrap models. Each predicts what its network predicts, except classifier guidance, which predicts eps.
 
-A wrapper is called like any model, `model(x, t)`; the executors tell it the noise level in plain numbers besides, by its method
-`at(x, t, level)`, so that no choice that depends on time waits for the device.
+A wrapper is called like any model, `model(x, t)`. The executors call its method `at(x, t, level)` instead, with the noise level in
+plain numbers, so that no choice that depends on time waits for the device.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .pretrained import without_labels
 def guided(strong: Model, weak: Model, weight: Any, *, rescale: float = 0.0, interval: tuple[float, float] = EVERYWHERE) -> Model:
     """Return model(x, t) -> m_weak + weight (m_strong - m_weak), in two calls.
 
-    With the same network without its condition for `weak` it is classifier-free guidance (Ho & Salimans, arXiv 2207.12598); with
+    With the same network without its condition as `weak`, it is classifier-free guidance (Ho & Salimans, arXiv 2207.12598); with
     a smaller or less trained network, autoguidance (Karras et al., arXiv 2406.02507).
 
     Parameters
     ----------
     strong, weak : callable, or both Denoiser
-        model(x, t), both predicting the same quantity. Of two Denoisers the result is one, which predicts what they do and has
-        the strong one's threshold; of plain functions a plain function.
+        model(x, t), both predicting the same quantity. Of two Denoisers the result is a Denoiser, with the same prediction and the
+        strong one's threshold; from plain functions it is a plain function.
     weight : float or array of shape (batch,)
-        1 is the strong model alone, greater weights guide; an array has one a sample.
+        1 is the strong model alone, and larger weights guide more; an array has one per sample.
     rescale : float
         In [0, 1]: how far the standard deviation of each sample's prediction is drawn back to that of the strong one (Lin et
         al., arXiv 2305.08891, section 3.4).
@@ -41,10 +41,10 @@ def guided(strong: Model, weak: Model, weight: Any, *, rescale: float = 0.0, int
     Raises
     ------
     ValueError
-        Where weight is not finite or has not one entry a sample, rescale lies outside [0, 1], the interval is empty, or the
+        If weight is not finite or does not have one entry per sample, rescale lies outside [0, 1], the interval is empty, or the
         Denoisers differ in what they predict or in their schedule.
     TypeError
-        Where one is a Denoiser and the other a plain function, or either cannot be called with (x, t).
+        If one is a Denoiser and the other a plain function, or either cannot be called with (x, t).
     """
     check_model("strong", strong)
     check_model("weak", weak)
@@ -61,7 +61,7 @@ def _alike(strong: Any, weak: Any) -> Denoiser | None:
     for argument, model in (("strong", strong), ("weak", weak)):
         if not isinstance(model, Denoiser):
             raise TypeError(
-                f"{argument} is a plain function and the other a deis.Denoiser: nothing says whether they predict the same; "
+                f"{argument} is a plain function and the other a deis.Denoiser, so it is unknown whether they predict the same; "
                 "make both a deis.Denoiser, or give both networks as they are"
             )
     if strong.predicts != weak.predicts:
@@ -69,12 +69,12 @@ def _alike(strong: Any, weak: Any) -> Denoiser | None:
             f"strong predicts {strong.predicts!r} and weak {weak.predicts!r}, which do not mix; give two that predict the same"
         )
     if weak.threshold not in (None, strong.threshold):
-        raise ValueError("weak has a threshold that strong has not; the guided prediction has that of strong, so give it there")
+        raise ValueError("weak has a threshold, and strong has none; the guided prediction takes that of strong, so give it there")
     t = np.linspace(strong.sde.t_end, strong.sde.t_start, 9)
     with np.errstate(all="ignore"):
         pairs = [(getattr(strong.sde, name)(t), getattr(weak.sde, name)(t)) for name in ("alpha", "sigma")]
     if strong.sde.num_times != weak.sde.num_times or not all(np.allclose(a, b, 1e-6, 1e-9) for a, b in pairs):
-        raise ValueError(f"strong is of the schedule {strong.sde.name!r} and weak of {weak.sde.name!r}, whose levels differ")
+        raise ValueError(f"strong has the schedule {strong.sde.name!r} and weak has {weak.sde.name!r}, whose levels differ")
     return strong
 
 
@@ -103,7 +103,7 @@ def classifier_guided(denoiser: Denoiser, log_prob: Callable[[Any, Any], Any], w
     Parameters
     ----------
     log_prob : callable
-        log_prob(x, t) -> shape (batch,), the log-probability of the class that is wanted, in torch or JAX, which differentiate it.
+        log_prob(x, t) -> shape (batch,), the log-probability of the wanted class, in torch or JAX, which differentiate it.
 
     Raises
     ------

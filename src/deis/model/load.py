@@ -1,4 +1,4 @@
-"""`deis.load_model`: a trained network from whatever holds it."""
+"""`deis.load_model`: a trained network from a file, a folder or the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.safetenso
 def load_model(
     spec: StrPath | None = None, backend: str = "torch", device: str | None = None, dtype: str = "float32", **options: Any
 ) -> Pretrained:
-    """Load a trained network: what spec is, is told by its content.
+    """Load a trained network; the content of spec decides which loader reads it.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def load_model(
         Without it, the class-conditional MNIST network that ships with the library. Otherwise
 
         - a folder with a `deis.json`, as `training/train_mnist.py` writes it: `deis.model.folder.load_folder`;
-        - a folder with a `model_index.json`, or a name on the hub such as "google/ddpm-cifar10-32", of a diffusers pipeline,
+        - a folder with a `model_index.json`, or the name on the hub, such as "google/ddpm-cifar10-32", of a diffusers pipeline,
           Stable Diffusion's included: `deis.model.checkpoints.pipelines.load_pipeline`;
         - a checkpoint of the code base of DDIM or PNDM: `deis.model.checkpoints.ddim_unet.load_ddim`;
         - one of Song et al.'s score SDEs, of PyTorch or Flax: `deis.model.checkpoints.score_sde.load_score_sde`;
@@ -39,9 +39,9 @@ def load_model(
     device : str, optional
         Such as "cuda"; torch and ONNX only.
     dtype : {"float32", "float64"}
-        The precision of the weights, and of the x that the model takes. JAX has float64 where x64 is on; ONNX has that of the file.
+        The precision of the weights, and of the x that the model takes. JAX has float64 if x64 is on; ONNX keeps that of the file.
     **options
-        What a file does not tell, for the loader of its format, whose documentation has them: `sde="ve"`, `size=`, `config=`,
+        What a file does not say, for the loader of its format, which documents them: `sde="ve"`, `size=`, `config=`,
         `preconditioning=`, `allow_pickle=`.
 
     Returns
@@ -52,14 +52,14 @@ def load_model(
     Raises
     ------
     FileNotFoundError
-        Where spec is neither a file or folder nor looks like a name on the hub, or a folder lacks a file.
+        If spec is neither a file or folder nor looks like a name on the hub, or a folder lacks a file.
     ImportError
-        Where a package is not installed that the format needs; it names the extra that has it.
+        If a package that the format needs is not installed; the message names its extra.
     TypeError
         For an option that the format does not have.
     ValueError
-        For an unknown backend or dtype, a file of no known format, or one that is not what it looks like; it names the first key
-        that differs.
+        For an unknown backend or dtype, a file of no known format, or one that is not what it looks like; the message names the
+        first key that differs.
     """
     one_of("backend", backend, ("torch", "jax"))
     one_of("dtype", dtype, DTYPES)
@@ -95,7 +95,7 @@ def read_options(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _loader(spec: StrPath) -> Callable[..., Pretrained]:
-    """Return the loader of a pipeline or file."""
+    """Return the loader for a pipeline or file."""
     from .checkpoints import edm, onnx_file, pipelines
 
     path = Path(spec)
@@ -106,7 +106,7 @@ def _loader(spec: StrPath) -> Callable[..., Pretrained]:
             return pipelines.load_pipeline
         raise FileNotFoundError(f"spec={os.fspath(spec)!r} is no file or folder, nor a name on the hub such as 'owner/name'")
     if path.suffix == ".onnx":
-        return lambda path, device, dtype, **options: onnx_file.load_onnx(path, device, **options)  # whose file has its precision
+        return lambda path, device, dtype, **options: onnx_file.load_onnx(path, device, **options)  # the file has its own precision
     return edm.load_edm if path.suffix == ".pkl" else _load_weights
 
 
@@ -120,6 +120,6 @@ def _load_weights(path: StrPath, device: str | None, dtype: str, **options: Any)
             return code_base.of_saved(saved, path, device, dtype, **options)
     keys = list(saved)[:3] if isinstance(saved, dict) else type(saved).__name__
     raise ValueError(
-        f"path={os.fspath(path)!r} is of no known format: it holds {keys}, and 'temb.dense.0.weight' (DDIM, PNDM), 'model' and "
+        f"path={os.fspath(path)!r} has no known format: it holds {keys}, and 'temb.dense.0.weight' (DDIM, PNDM), 'model' and "
         "'ema' or 'params_ema' (score SDEs) or 'model.map_layer0.weight' (EDM) were looked for; give a network to deis.Denoiser"
     )

@@ -16,12 +16,12 @@ from .predictions import Level, Levels, call_model, check_length, checked_output
 
 Model = Callable[[Any, Any], Any]
 Both = Callable[[Any, Any, Level | Levels | None], tuple[Any, Any]]
-"""(x, t, level) -> the strong and the weak prediction; without a level at times that the device alone knows."""
+"""(x, t, level) -> the strong and the weak prediction; the level is None at times that only the device has."""
 EVERYWHERE = (-math.inf, math.inf)
 
 
 def weights(value: Any) -> float | tuple[float, ...]:
-    """Return a weight of guidance, or one a sample; 1.0 where all are 1.
+    """Return the guidance weight, or one per sample; 1.0 if all are 1.
 
     Raises
     ------
@@ -30,14 +30,14 @@ def weights(value: Any) -> float | tuple[float, ...]:
     """
     if not (isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0):
         return number("weight", value, hint="1 is no guidance")
-    found = array("weight", value, "one a sample")
+    found = array("weight", value, "one per sample")
     if found.ndim != 1 or not found.size or not np.isfinite(found).all():
         raise ValueError(f"weight={shown(value)} must be a finite number, or an array of them of shape (batch,)")
     return 1.0 if (found == 1).all() else tuple(found.tolist())
 
 
 def _picked(argument: str, level: Level | Levels | None, values: Any, x: Any) -> Any:
-    """Return the entries of the samples that are evaluated, from an array of one a sample."""
+    """Return the entries of the samples that are evaluated, from an array with one per sample."""
     return level.picked(argument, values) if isinstance(level, Levels) else check_length(argument, values, len(x))
 
 
@@ -62,7 +62,7 @@ class Mixture:
         object.__setattr__(self, "interval", (low, high))
 
     def __call__(self, x: Any, t: Any) -> Any:
-        """Evaluate at times known to the device alone: both predictions are made, and the interval masks their difference."""
+        """Evaluate at times that only the device has: both predictions are made, and the interval masks their difference."""
         return self._masked(x, t, t.reshape(-1, *(1,) * (x.ndim - 1)), None)
 
     def _masked(self, x: Any, t: Any, time: Any, level: Levels | None) -> Any:
@@ -138,11 +138,11 @@ def classifier_free(
     net : callable
         net(x, t, condition) -> output.
     condition, null : array of shape (batch, ...)
-        The condition of each sample, and what the network was trained to take for none; with batched=False anything.
+        The condition of each sample, and the one that stands for none in the training of the network; with batched=False anything.
     weight : float or array of shape (batch,)
         See `deis.guided`.
     batched : bool
-        Make one call on a batch of twice the size, without the samples of weight 1 in its second half; else two calls.
+        Make one call on a batch of twice the size, whose second half leaves out the samples of weight 1; otherwise two calls.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def classifier_free(
     weight = weights(weight)
     if null is None and weight != 1:
         raise ValueError(
-            f"weight={weight!r} asks for guidance and null is None: give what the network takes for no condition, or weight=1"
+            f"weight={weight!r} asks for guidance and null is None: give the condition that means none to the network, or weight=1"
         )
 
     strong, weak = (_Conditioned(net, c, batched) for c in (condition, null))
@@ -179,7 +179,7 @@ class _Conditioned:
             return self.net(x, t, self.condition)
         if not self.batched and (level.copies > 1 or level.samples is not None):
             raise ValueError(
-                "condition is not batched, and cannot be repeated for parallel=True, nor picked where each sample has its own "
+                "condition is not batched, and cannot be repeated for parallel=True, nor selected where each sample has its own "
                 "plan; give batched=True, or leave that out"
             )
         return self.net(x, t, level.picked("condition", lifted("condition", self.condition)) if self.batched else self.condition)
@@ -202,7 +202,7 @@ def _one_call(net: Callable[[Any, Any, Any], Any], condition: Any, null: Any, we
         m = checked_output("net(x, t, condition)", net(x_all, xp.concatenate(t_now), conditions), x_all)
         if again is None:
             return m[: len(x)], m[len(x) :]
-        weak = np.arange(len(x))  # where the weight is 1, the strong prediction stands for the weak one
+        weak = np.arange(len(x))  # where the weight is 1, the strong prediction is also the weak one
         weak[again] = len(x) + np.arange(len(again))
         return m[: len(x)], m[weak]
 
@@ -234,7 +234,7 @@ def _paired(condition: Any, null: Any) -> tuple[Any, Any]:
 
 
 def lifted(argument: str, value: Any) -> Any:
-    """Return an array, which a list may be made."""
+    """Return a value as an array, made from a list if need be."""
     if is_torch(value) or is_jax(value):
         return value
     try:

@@ -19,7 +19,7 @@ METHODS = ("pigdm", "dps", "replacement")
 
 @dataclass(frozen=True, eq=False)
 class _Posterior:
-    """The output of a denoiser with x_0-hat moved towards the measurements; see `posterior`."""
+    """A denoiser whose x_0-hat is moved towards the measurements; see `posterior`."""
 
     denoiser: Denoiser
     operator: LinearOperator
@@ -69,12 +69,12 @@ class _Posterior:
             return factors(predicts, "x0", level)
         except ZeroDivisionError:
             raise ValueError(
-                f"predicts={predicts!r} says nothing of x_0 at t={level.t!r}, where alpha={level.alpha!r}, and the posterior "
+                f"predicts={predicts!r} does not determine x_0 at t={level.t!r}, where alpha={level.alpha!r}, and the posterior "
                 "asks for it; start elsewhere, or use a network that predicts v, flow or x0"
             ) from None
 
     def _steps(self, x_0: Any, level: Level | Levels) -> Any:
-        """Return the step in x_0 of each copy of the batch: the operator and y are of one."""
+        """Return the step in x_0 for each copy of the batch: the operator and y belong to one."""
         if not isinstance(level, Levels):
             return self._step(x_0, level.alpha, level.sigma)
         size = len(x_0) // level.copies
@@ -82,7 +82,7 @@ class _Posterior:
         return backend_of(x_0).xp.concatenate([self._step(x_0[p], level.alpha[p], level.sigma[p]) for p in parts])
 
     def _step(self, x_0: Any, alpha: Any, sigma: Any) -> Any:
-        """Return where the mean of x_0 moves given y, were its covariance given x_t the assumed r^2 I."""
+        """Return the mean of x_0 given x_t and y, if its covariance given x_t were the assumed r^2 I."""
         operator, variance = self.operator, _variance(self.deviation, alpha, sigma)
         residual = self._residual(x_0)
         if self.method == "dps":
@@ -143,19 +143,19 @@ def posterior(
     r^2 is the variance of x_0 given x_t for independent Gaussian data of deviation c; c = 1 on a VP schedule is that of PiGDM,
     sigma^2/(sigma^2 + alpha^2). For such data "pigdm" and "replacement" are exact.
 
-    The zeta of the paper is a constant for its own 1,000 steps. Here zeta = weight sqrt(count)/s for `count` measurements, where
+    The paper's zeta is a constant for its own 1,000 steps. Here zeta = weight sqrt(count)/s for `count` measurements, where
     s^2 = r^2 \|A^T e\|^2 + noise^2 is the variance expected along the direction e of the residual. At weight 1 the gradient is that
-    of the Gaussian likelihood where the residual is as long as expected, for plans of any number of steps. Its length does not
-    fall with the residual's, so that a network which magnifies it may overshoot and diverge: hence the default of 0.5.
+    of the Gaussian likelihood if the residual is as long as expected, for plans of any number of steps. Its length does not shrink
+    with the residual, so a network that magnifies it may overshoot and diverge; the default is therefore 0.5.
 
     Parameters
     ----------
     denoiser : Denoiser or Pretrained
-        Its threshold is that of the result: it is applied to the data after they have moved.
+        Its threshold is that of the result, and is applied after the data have moved.
     operator : LinearOperator
         A; see `deis.operators`.
     y : array of a floating dtype
-        Of the shape of A x, or with a batch of 1 for all samples; of NumPy, or the framework of x. It is used in the precision of
+        Of the shape of A x, or with a batch of 1 for all samples; of NumPy or the framework of x. It is used in the precision of
         the states, float32 or better.
     noise : float
         The standard deviation of the measurements' noise; 0 for none.
@@ -172,17 +172,17 @@ def posterior(
 
     Notes
     -----
-    At alpha = 0, where x_t says nothing of x_0, the gradient of x_0-hat is taken for its limit under the assumed prior, r^2 alpha /
-    sigma^2. At sigma = 0 only a network of x_0 changes its output.
+    At alpha = 0, x_t is independent of x_0, and the gradient of x_0-hat is replaced by its limit under the assumed prior,
+    r^2 alpha / sigma^2. At sigma = 0 only a network of x_0 changes its output.
 
     Raises
     ------
     TypeError
-        Where denoiser is none, operator no LinearOperator, y no floating array of the framework of x; and, on use, for NumPy arrays
-        with a method that needs gradients.
+        If denoiser is not a Denoiser, operator not a LinearOperator, y not a floating array of the framework of x; and, on use,
+        for NumPy arrays with a method that needs gradients.
     ValueError
         Where y is not finite, noise negative, method unknown, weight negative or given for another method than "dps", or deviation
-        not positive; and, on use, where y has not the shape of A x, or the operator does not take x.
+        not positive; and, on use, if y does not have the shape of A x, or the operator does not take x.
     """
     denoiser = without_labels(denoiser)
     kind("denoiser", denoiser, Denoiser, "a deis.Denoiser, which says what it predicts,")

@@ -28,10 +28,10 @@ class Level(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """The noise levels of several evaluations in one call: of copies of a batch one after the other, or of some of its samples.
+    """The noise levels of several evaluations in one call: of copies of a batch one after another, or of some of its samples.
 
-    t, alpha and sigma are arrays of shape (copies * batch, 1, ...), of the framework of x. A model that tells itself, by a method
-    `at`, is given these in place of a `Level`.
+    t, alpha and sigma are arrays of shape (copies * batch, 1, ...), of the framework of x. A model with a method `at` gets these
+    in place of a `Level`.
     """
 
     t: Any
@@ -39,12 +39,12 @@ class Levels(NamedTuple):
     sigma: Any
     copies: int = 1
     samples: Any = None
-    """The numbers of the evaluated samples within their batch, an array of NumPy; None where all are, in their order."""
+    """The numbers of the evaluated samples within their batch, a NumPy array; None if all are, in order."""
     batch: int | None = None
-    """The number of samples of that batch, where some are evaluated."""
+    """The number of samples of that batch, if only some are evaluated."""
 
     def picked(self, argument: str, values: Any) -> Any:
-        """Return the entries of the evaluated samples, from an array of one a sample of the batch.
+        """Return the entries of the evaluated samples, from an array with one per sample of the batch.
 
         Raises
         ------
@@ -57,15 +57,15 @@ class Levels(NamedTuple):
 
 
 def check_length(argument: str, values: Any, batch: int) -> Any:
-    """Return an array that must have one entry a sample.
+    """Return an array that must have one entry per sample.
 
     Raises
     ------
     ValueError
-        Where it has not.
+        If it does not.
     """
     if len(values) != batch:
-        raise ValueError(f"{argument} must have one entry a sample: there are {len(values)} for {batch} samples")
+        raise ValueError(f"{argument} must have one entry per sample: there are {len(values)} for {batch} samples")
     return values
 
 
@@ -80,13 +80,13 @@ _OUTPUTS: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
 
 
 SAME = (0.0, 1.0)
-"""The factors of `conversions` where the output is the prediction; it is this very tuple there."""
+"""The factors of `conversions` if the output is the prediction; there, it is this very tuple."""
 _CHECKED: dict[int, weakref.ref[Any]] = {}
 """The models that `check_model` has seen, by their id."""
 
 
 def check_model(argument: str, model: Any) -> None:
-    """Raise TypeError unless a model can be called with (x, t), or tells itself by a method at(x, t, level)."""
+    """Raise TypeError unless a model can be called with (x, t), or has a method at(x, t, level)."""
     known = None if is_compiling() else _CHECKED.get(id(model))
     if known is not None and known() is model:
         return
@@ -103,7 +103,7 @@ def _remember(model: Any, key: int) -> None:
     def forget(_: Any) -> None:
         _CHECKED.pop(key, None)
 
-    with suppress(TypeError):  # a model without weak references is looked at in each call
+    with suppress(TypeError):  # a model without weak references is checked in each call
         _CHECKED[key] = weakref.ref(model, forget)
 
 
@@ -116,7 +116,7 @@ def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[An
     """Return (c_x, c_m) with target = c_x x + c_m m, for target "x0" (or "data") or "eps" and the output m of a network.
 
     x = alpha x_0 + sigma eps and k m = a x_0 + b eps, solved; the determinant is 0 where the output does not determine the
-    target: eps says nothing of x_0 at alpha = 0, and x0 nothing of eps at sigma = 0.
+    target: eps does not at alpha = 0, nor x0 at sigma = 0.
     """
     predicts, target = named(predicts), named(target)
     if predicts == target:
@@ -131,9 +131,9 @@ def coefficients(predicts: str, target: str, alpha: Any, sigma: Any) -> tuple[An
 
 
 def output_of(predicts: str, x_0: Any, x: Any, level: Any) -> Any:
-    """Return the output of a network which knows that the data behind the state x is x_0.
+    """Return the output of a network that predicts the clean data x_0 of the state x exactly.
 
-    Where sigma is 0, x says nothing of eps, which is taken for 0, as `Denoiser.predict` does. For a level in numbers or arrays.
+    Where sigma is 0, x is independent of eps, which is taken as 0, as in `Denoiser.predict`. For a level in numbers or arrays.
     """
     k, a, b = _OUTPUTS[predicts](level.alpha, level.sigma)
     clean = 1.0 * (level.sigma == 0)
@@ -163,7 +163,7 @@ def quotient(a: Any, b: Any) -> Any:
 def conversions(plan: Plan, predicts: str, thresholds: bool = False) -> tuple[tuple[float, ...], ...]:
     """Return, for each row of the plan, the factors with which `convert` makes p of a network's output; in float64.
 
-    Thresholding goes by way of x_0, which at sigma = 0 says nothing of eps. A row that makes no call has factors of 0.
+    Thresholding goes by way of x_0, which does not determine eps at sigma = 0. A row that makes no call has factors of 0.
 
     Raises
     ------
@@ -210,20 +210,20 @@ def _linear(m: Any, x: Any, c_x: Any, c_m: Any) -> Any:
 
 
 def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> Any:
-    """Call a model, and tell it the noise level in numbers where it asks for that by a method `at(x, t, level)`."""
+    """Call a model, with the noise level in numbers if it has a method `at(x, t, level)`."""
     at = getattr(model, "at", None)
     return call_model(model if at is None else lambda x, t: at(x, t, level), x, t)
 
 
 def call_model(model: Callable[[Any, Any], Any], x: Any, t: Any) -> Any:
-    """Call a model, and see that it leaves x and t as they are; see `caller` of `deis.backends.record.Backend`."""
+    """Call a model, and check that it leaves x and t unchanged; see `caller` of `deis.backends.record.Backend`."""
     return backend_of(x).caller()(model, x, t)
 
 
 def prediction(backend: Backend, m: Any, x: Any, factors: Sequence[Any], threshold: Callable[[Any], Any] | None) -> Any:
     """Return `convert`'s prediction in the dtype of the state x, and in memory that no model writes into.
 
-    m may lie in a buffer that the model writes again, and so may what a threshold returns.
+    m may lie in a buffer that the model overwrites later, and so may what a threshold returns.
     """
     p = convert(backend.cast(m, x.dtype), x, factors, threshold)
     return backend.copied(backend.cast(p, x.dtype), m, threshold is not None)
@@ -231,7 +231,7 @@ def prediction(backend: Backend, m: Any, x: Any, factors: Sequence[Any], thresho
 
 @dataclass(frozen=True)
 class Predictor:
-    """What every loop over rows has of a model: it calls the network, checks the output, and makes a plan's prediction of it.
+    """What every loop over rows needs from a model: it calls the network, checks the output, and converts it to the prediction.
 
     Attributes
     ----------
@@ -239,7 +239,7 @@ class Predictor:
     backend : Backend
         Of the states.
     dtype : dtype
-        The one in which the network is given x; states may be carried in a better one.
+        The one in which the network is given x; states may be carried in a higher precision.
     threshold : callable, optional
         See `Denoiser`.
     """
@@ -254,7 +254,7 @@ class Predictor:
         return self.evaluator()(x, t, level)
 
     def evaluator(self) -> Callable[[Any, Any, Any], Any]:
-        """Return `output` as a loop wants it: what every call needs is looked up once."""
+        """Return `output` as a fast function for a loop: what every call needs is looked up once."""
         model, at, dtype = self.model, getattr(self.model, "at", None), self.dtype
         call, cast = self.backend.caller(), self.backend.cast
 
@@ -268,7 +268,7 @@ class Predictor:
     def outputs(self, states: list[Any], times: Any, levels: Sequence[Any], rows: Sequence[Any]) -> list[Any]:
         """Return the network's outputs at the states of rows, in one call on a batch of them all.
 
-        `times` are what the network is told, and `levels` are t, alpha and sigma; each of shape (rows, batch).
+        `times` are given to the network, and `levels` are t, alpha and sigma; each of shape (rows, batch).
         """
         if len(states) == 1:
             return [self.output(states[0], times[0], rows[0])]
@@ -289,18 +289,18 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Denoiser:
-    r"""A network with what it predicts and the schedule it was trained on; `deis.sample` takes one for a model.
+    r"""A network with what it predicts and the schedule it was trained on; `deis.sample` takes one as its model.
 
     With x = alpha x_0 + sigma eps a network may predict eps; x0; v = alpha eps - sigma x_0 (Salimans & Ho, arXiv 2202.00512);
-    the score -eps/sigma; or the velocity of flow matching, eps - x_0. Which of them is independent of the form of a plan.
+    the score -eps/sigma; or the velocity of flow matching, eps - x_0. The choice is independent of the form of a plan.
 
     Attributes
     ----------
     model : callable
-        model(x, t) -> output of the shape of x, with t of shape (batch,); or one that tells itself, see `deis.model.guidance`.
+        model(x, t) -> output of the shape of x, with t of shape (batch,); or one with a method `at`, see `deis.model.guidance`.
     sde : Schedule
     predicts : {"eps", "x0", "v", "score", "flow"}
-        "data", as plans call their form, is taken for "x0".
+        "data", as plans call their form, is taken as "x0".
     threshold : callable, optional
         x_0 -> x_0, applied to the predicted data at every evaluation, as `deis.static_threshold` and
         `deis.dynamic_threshold` make.
@@ -310,9 +310,9 @@ class Denoiser:
     Raises
     ------
     ValueError
-        For an unknown `predicts`, or one that contradicts a model that says itself what it predicts, as a Denoiser does.
+        For an unknown `predicts`, or one that contradicts a model that states what it predicts, as a Denoiser does.
     TypeError
-        Where the model cannot be called with (x, t), or sde is no schedule.
+        If the model cannot be called with (x, t), or sde is not a schedule.
     """
 
     model: Callable[[Any, Any], Any]
@@ -347,7 +347,7 @@ class Denoiser:
         Raises
         ------
         ValueError
-            Where t is no number, or one at which the schedule has no noise level.
+            If t is not a number, or one at which the schedule has no noise level.
         """
         t = number("t", t)
         with np.errstate(all="ignore"):
@@ -364,18 +364,18 @@ class Denoiser:
         ----------
         x : array of shape (batch, ...)
         t : float
-            The time of the whole batch, a number and not traced.
+            The time of the whole batch, a plain number, not traced.
 
         Notes
         -----
-        Where the output does not determine x_0 or eps, the other is 0: at sigma = 0, x says nothing of eps, whose mean is 0;
-        at alpha = 0 nothing of x_0, whose mean is 0 for centred data. `deis.sample` refuses a plan that would need either.
+        If the output does not determine x_0 or eps, that one is 0: at sigma = 0, x is independent of eps, whose mean is 0; at
+        alpha = 0 it is independent of x_0, whose mean is 0 for centred data. `deis.sample` refuses a plan that would need either.
 
         Raises
         ------
         ValueError
             For an unknown target; for a t below 0, beyond the schedule's start or NaN; for an output of another shape than x;
-            and for the score at sigma = 0, where the noisy distribution has none, from a network that predicts anything else.
+            and for the score at sigma = 0, where the noisy distribution has none, unless the network predicts it.
         """
         target = one_of("target", named(target), _OUTPUTS)
         level = self.level(t)
@@ -406,7 +406,7 @@ class Denoiser:
 
 
 def check_sample(argument: str, x: Any, model: Any) -> None:
-    """Raise ValueError where data have not the shape of the samples of a model that tells it."""
+    """Raise ValueError if data do not have the shape of the samples of a model that declares it."""
     check_state(argument, x)
     shape = getattr(model, "shape", None)
     if not isinstance(shape, tuple):
@@ -415,12 +415,12 @@ def check_sample(argument: str, x: Any, model: Any) -> None:
     if len(own) != len(shape) or any(side not in (None, length) for side, length in zip(shape, own, strict=True)):
         wanted = tuple("any" if side is None else side for side in shape)
         raise ValueError(
-            f"{argument} has samples of shape {own}, and those of the model have {wanted}; resize them, or add the axis of channels"
+            f"{argument} has samples of shape {own}, and those of the model have {wanted}; resize them, or add the channel axis"
         )
 
 
 def checked_output(call: str, m: Any, x: Any, level: Any = None) -> Any:
-    """Return what a model returned, checked to be an array like x; a noise level in numbers tells an error the time."""
+    """Return what a model returned, checked to be an array like x; an error names the time if the level is in numbers."""
     if (type(m) is type(x) or backend_of(m) is backend_of(x)) and getattr(m, "shape", None) == x.shape:
         return m
     got = f"shape {tuple(m.shape)}" if hasattr(m, "shape") else f"a {type(m).__name__}"

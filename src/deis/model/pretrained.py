@@ -20,7 +20,7 @@ Network = Callable[[Any, Any, Any], Any]
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained network: model(x, t) is its unconditional output, and `conditional` makes what `deis.sample` runs.
+    """A trained network: model(x, t) is its unconditional output, and `conditional` makes a model for `deis.sample`.
 
     Attributes
     ----------
@@ -33,16 +33,16 @@ class Pretrained:
     shape : tuple of int
         (channels, height, width) of one sample; samples lie in [-1, 1], or are latents, see `decode`.
     num_classes, null_class : int or None
-        The labels 0 ... num_classes - 1, and the label that means none; None for an unconditional network.
+        The labels 0 ... num_classes - 1, and the label for no class; None for an unconditional network.
     time_scale : float
         The network takes time_scale * t.
     plans : mapping of int to Plan
-        Calibrated plans by their evaluations, for guidance 1; see `plan`.
+        Calibrated plans by their number of evaluations, for guidance 1; see `plan`.
     embed : callable, optional
-        Of a network that is conditioned on something else than classes: embed(labels) -> (condition, null), each of shape
-        (batch, ...), of what `conditional` is given, such as prompts.
+        For a network that is conditioned on something other than classes: embed(labels) -> (condition, null), each of shape
+        (batch, ...), from what `conditional` is given, such as prompts.
     decode : callable, optional
-        Of a network of latents: decode(x) -> images in [-1, 1].
+        For a network of latents: decode(x) -> images in [-1, 1].
     """
 
     net: Network
@@ -57,7 +57,7 @@ class Pretrained:
     decode: Callable[[Any], Any] | None = None
 
     def plan(self, nfe: int = 10) -> Plan:
-        """Return the calibrated plan that came with the network, or where there is none for nfe evaluations that of "auto"."""
+        """Return the calibrated plan for nfe evaluations that came with the network; if there is none, the plan of "auto"."""
         return self.plans[nfe] if nfe in self.plans else make_plan(self.sde, nfe=nfe)
 
     def __call__(self, x: Any, t: Any) -> Any:
@@ -77,17 +77,17 @@ class Pretrained:
         Parameters
         ----------
         labels : array of int of shape (batch,), optional
-            Without them the network is asked for no class. For a network of text a sequence of prompts.
+            Without them the network runs without a class. A network of text takes a sequence of prompts.
         guidance, rescale, interval
-            See `deis.guided`; a guidance of 1 is the plain conditional network, in one call, and any other weight evaluates the
-            network with and without the labels in one call on a batch of twice the size; an array has one weight a sample.
+            See `deis.guided`. A guidance of 1 is the plain conditional network, in one call. Any other weight evaluates the network
+            with and without the labels in one call on a batch of twice the size. An array has one weight per sample.
         threshold
             See `deis.Denoiser`.
 
         Raises
         ------
         ValueError
-            Where the network has no classes, or a label lies outside them, or guidance was asked for without labels.
+            If the network has no classes, a label lies outside them, or guidance was given without labels.
         """
         if labels is None:
             _check_unguided(guidance)
@@ -110,12 +110,12 @@ class Pretrained:
         return Denoiser(model, self.sde, self.predicts, threshold, self._sides)
 
     def conditions(self, labels: Any, guidance: Any, batch: int) -> tuple[Any, Any]:
-        """Return what the network takes for labels, and for none, in batches with others that may have labels or not.
+        """Return the network's input for labels, and for none, in batches with others that may have labels or not.
 
         Raises
         ------
         ValueError
-            As `conditional`; and where labels are missing of a network that has them and nothing that means none.
+            As `conditional`; and if labels are missing for a network that has classes but no label for none.
         """
         if labels is not None:
             condition, null = self._conditions(labels)
@@ -123,17 +123,17 @@ class Pretrained:
             return condition, null
         _check_unguided(guidance)
         if self.embed is not None or (self.num_classes is not None and self.null_class is None):
-            raise ValueError("labels are missing, and this network has none that means no label; give one for each sample")
+            raise ValueError("labels are missing, and this network has no label for none; give one for each sample")
         null = None if self.num_classes is None else self._null(batch)
         return null, null
 
     @property
     def _sides(self) -> tuple[int | None, ...]:
-        """The shape of a sample; networks of latents take other sides than those they were trained at."""
+        """The shape of a sample; networks of latents accept other sides than those they were trained at."""
         return self.shape if self.decode is None else (self.shape[0], None, None)
 
     def _conditions(self, labels: Any) -> tuple[Any, Any]:
-        """Return what the network takes for labels, and for none."""
+        """Return the network's input for labels, and for none."""
         if self.embed is not None:
             return self.embed(labels)
         if self.num_classes is None:
@@ -152,13 +152,13 @@ class Pretrained:
 
     def _evaluate(self, x: Any, t: Any, labels: Any) -> Any:
         if labels is not None and len(labels) != len(x):
-            raise ValueError(f"labels must have one entry a sample: there are {len(labels)} for x of shape {tuple(x.shape)}")
+            raise ValueError(f"labels must have one entry per sample: there are {len(labels)} for x of shape {tuple(x.shape)}")
         return self.net(x, self.time_scale * t, labels)
 
 
 def _check_unguided(guidance: Any) -> None:
     if weights(guidance) != 1:
-        raise ValueError(f"guidance={guidance!r} needs labels to guide to; give them, or guidance=1")
+        raise ValueError(f"guidance={guidance!r} needs labels to guide towards; give them, or guidance=1")
 
 
 def without_labels(model: Any) -> Any:

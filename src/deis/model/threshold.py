@@ -1,4 +1,4 @@
-"""Thresholding of the predicted data: what `deis.Denoiser(threshold=...)` takes."""
+"""Thresholding of the predicted data: the values of `deis.Denoiser(threshold=...)`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _limit(limit: float) -> float:
 
 
 def dynamic_threshold(quantile: float = 0.995, limit: float = 1.0, most: float | None = None) -> Callable[[Any], Any]:
-    """Return the dynamic thresholding of Imagen (Saharia et al., arXiv 2205.11487, section 2.3), for each sample of its own.
+    """Return the dynamic thresholding of Imagen (Saharia et al., arXiv 2205.11487, section 2.3), applied to each sample separately.
 
     With s the quantile of |x_0| over all dimensions of a sample, at least `limit` and at most `most`, x_0 is clipped to [-s, s]
     and multiplied by limit / s.

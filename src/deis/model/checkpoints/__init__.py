@@ -1,1 +1,1 @@
-"""Loaders of trained networks in the formats of other code bases; each returns a `deis.Denoiser`."""
+"""Loaders for trained networks in the formats of other code bases; each returns a `deis.Denoiser`."""

@@ -19,7 +19,7 @@ from .torch_files import Shapes, StrPath
 
 _KIND = "a DDIM or PNDM checkpoint"
 
-# diffusers' name of a part -> the checkpoint's; the level of an up block is counted from the other end, so its rule is code
+# diffusers' name of a part -> the checkpoint's; levels of up blocks are counted from the other end, so that rule is in code
 _NAMES = (
     (r"^time_embedding\.linear_1", "temb.dense.0"),
     (r"^time_embedding\.linear_2", "temb.dense.1"),
@@ -57,15 +57,15 @@ def load_ddim(
     ----------
     path : path
         What torch.save wrote: a state dict (`ema_*.ckpt`), or the list [weights, optimizer, epoch, step, averaged weights] of
-        training (`ckpt.pth`), of which the averaged weights are taken, or where it has but four entries the first.
+        training (`ckpt.pth`), of which the averaged weights are used, or the first entry if it has only four.
     device, dtype
         See `deis.load_model`.
     config : mapping, optional
-        The code base's YAML file, as read; of it only the section `diffusion` is used, for a network that was trained with
-        other betas than 1e-4 ... 0.02 in 1000 steps. The architecture is read off the weights.
+        The code base's YAML file, parsed; only its section `diffusion` is used, for a network that was trained with
+        other betas than 1e-4 ... 0.02 in 1000 steps. The architecture is inferred from the weights.
     size : int, optional
-        Of the images, height and width. By default that at which the first attention is at 16 x 16, as in all published
-        networks: 32 for CIFAR-10, 64 for CelebA, 256 for LSUN. A file does not tell it.
+        Height and width of the images. The file does not contain it. By default it is the size at which the first attention is at
+        16 x 16, as in all published networks: 32 for CIFAR-10, 64 for CelebA, 256 for LSUN.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def load_ddim(
     ImportError
         Where torch or diffusers is not installed; it names the extra.
     ValueError
-        Where the file is not such a checkpoint, and it names the first key that differs; for an unknown dtype; for betas that
+        If the file is not such a checkpoint (the message names the first key that differs); for an unknown dtype; for betas that
         are not linear.
     """
     one_of("dtype", dtype, torch_files.DTYPES)
@@ -81,7 +81,7 @@ def load_ddim(
 
 
 def recognises(saved: Any) -> bool:
-    """Tell whether what a file holds looks like such a checkpoint."""
+    """Return whether the content of a file looks like such a checkpoint."""
     inner = saved[-1 if len(saved) == 5 else 0] if isinstance(saved, (list, tuple)) and saved else saved
     return isinstance(inner, Mapping) and any(str(key).endswith("temb.dense.0.weight") for key in inner)
 
@@ -89,7 +89,7 @@ def recognises(saved: Any) -> bool:
 def of_saved(
     saved: Any, path: StrPath, device: str | None, dtype: str, *, config: Mapping[str, Any] | None = None, size: int | None = None
 ) -> Pretrained:
-    """Return the network of what was read from a file; see `load_ddim`."""
+    """Return the network from the content of a file; see `load_ddim`."""
     sde = _schedule((config or {}).get("diffusion", {}))
     state = torch_files.weights(*_unwrap(saved, path), path)
     unet, names = _network(torch_files.shapes_of(state), path)
@@ -112,7 +112,7 @@ def _schedule(about: Mapping[str, Any]) -> VPSDE:
 
 
 def _unwrap(saved: Any, path: StrPath) -> tuple[Any, str]:
-    """Return the weights to use of what a file holds, and their name for messages."""
+    """Return the weights to use from the content of a file, and their name for messages."""
     if not isinstance(saved, (list, tuple)):
         return saved, "the file"
     if len(saved) not in (4, 5):
@@ -169,7 +169,7 @@ def _unet_options(found: Shapes, path: StrPath) -> dict[str, Any]:
         "down_block_types": tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         "up_block_types": tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
         "attention_head_dim": None,  # a single head
-        "downsample_padding": 0,  # which is to say, below and to the right only
+        "downsample_padding": 0,  # that is, below and to the right only
         "norm_eps": 1e-6,
         "flip_sin_to_cos": False,
         "freq_shift": 1,

@@ -38,23 +38,23 @@ def load_edm(
     ----------
     path : path
         The network's state dict (`net.state_dict()`), as safetensors or by torch.save; or, with `allow_pickle`, the published
-        `.pkl`, of which `ema` is taken. Architecture, classes and size of the images are read off the weights.
+        `.pkl`, from which `ema` is used. Architecture, classes and image size follow from the weights.
     device, dtype
         See `deis.load_model`.
     preconditioning : {"edm", "vp", "ve", "iddpm"}, optional
-        The class that wraps the network: by default "iddpm" where the file has its levels `u`, and "edm" otherwise, as all the
-        networks have that the paper trained (`edm-*`); the files do not tell "vp" and "ve", the networks of Song et al.
-        (`baseline-*`). They predict x_0 given sigma, eps in VP, eps in VE, and eps in the times of iDDPM.
+        The class that wraps the network. By default "iddpm" if the file has its levels `u`, and otherwise "edm", which all networks
+        trained in the paper have (`edm-*`). Files do not identify "vp" and "ve", the networks of Song et al. (`baseline-*`). The
+        four predict x_0 given sigma, eps in VP, eps in VE, and eps in the times of iDDPM.
     sigma_data : float
-        Of "edm".
+        For preconditioning="edm".
     allow_pickle : bool
-        Unpickling a file runs code that is in it; these hold the source of the network. Set it for a file that you trust, where
-        that code base is on the path; better, write `net.state_dict()` with safetensors there, once.
+        Unpickling a file runs the code in it; these files hold the source of the network. Set it for a file that you trust, with
+        that code base on the path. It is better to write `net.state_dict()` with safetensors there, once.
 
     Returns
     -------
     Pretrained
-        With classes, the label behind the last stands for none (it is how the code base asks for no class).
+        With classes, the label after the last one stands for none (the code base then passes no class).
 
     Raises
     ------
@@ -62,7 +62,7 @@ def load_edm(
     ImportError
         Where torch, diffusers (ADM) or, for a pickle, that code base is not installed.
     ValueError
-        For a pickle without allow_pickle, an unknown preconditioning or dtype, or where the file is not such a checkpoint, and it
+        For a pickle without allow_pickle, an unknown preconditioning or dtype, or a file that is not such a checkpoint; the message
         names the first key that differs.
     """
     one_of("dtype", dtype, torch_files.DTYPES)
@@ -71,16 +71,16 @@ def load_edm(
 
 
 def recognises(saved: Any) -> bool:
-    """Tell whether what a file holds looks like such a checkpoint."""
+    """Return whether the content of a file looks like such a checkpoint."""
     return isinstance(saved, Mapping) and "model.map_layer0.weight" in saved
 
 
 def of_saved(
     saved: Any, path: StrPath, device: str | None, dtype: str, *, preconditioning: str | None = None, sigma_data: float = 0.5
 ) -> Pretrained:
-    """Return the network of what was read from a file; see `load_edm`."""
+    """Return the network from the content of a file; see `load_edm`."""
     state = {key.removeprefix("model."): value for key, value in torch_files.weights(saved, "the file", path).items()}
-    state.pop("map_augment.weight", None)  # of the labels of augmentation, which sampling leaves at 0
+    state.pop("map_augment.weight", None)  # for the augmentation labels, which are 0 in sampling
     levels = state.pop("u", None)
     kind = one_of("preconditioning", preconditioning or ("edm" if levels is None else "iddpm"), PRECONDITIONINGS)
     if kind == "iddpm" and levels is None:
@@ -100,7 +100,7 @@ def _unpickle(path: StrPath, allow_pickle: bool) -> Any:
     """Return the state dict of the averaged network in a pickle."""
     if not allow_pickle:
         raise ValueError(
-            f"path={os.fspath(path)!r} is a pickle, and to read a pickle is to run the code in it; give allow_pickle=True if you "
+            f"path={os.fspath(path)!r} is a pickle, and reading a pickle runs the code in it; give allow_pickle=True if you "
             "trust the file, or write net.state_dict() with safetensors where its code base is installed"
         )
     with Path(path).open("rb") as file:
@@ -118,7 +118,7 @@ def _preconditioned(network: Network, kind: str, levels: Any, sigma_data: float)
     """Return the schedule, the prediction, the scale of time and net(x, t, labels) of a raw network F(x, noise, labels)."""
 
     def net(x: Any, t: Any, labels: Any) -> Any:
-        return network(x, t.to(x.dtype), labels)[:, : x.shape[1]]  # iDDPM's network has a variance, too
+        return network(x, t.to(x.dtype), labels)[:, : x.shape[1]]  # iDDPM's network also returns a variance
 
     def denoised(x: Any, sigma: Any, labels: Any) -> Any:
         return edm_preconditioned(lambda y, noise: network(y, noise, labels), sigma_data)(x, sigma.to(x.dtype))
@@ -148,10 +148,10 @@ def _raw(module: Any, classes: int | None) -> Network:
 
 
 def _has_fir(filters: Mapping[str, Any], path: StrPath) -> bool:
-    """Tell whether the resolution changes through the filter [1, 3, 3, 1], and not [1, 1]; every resampling has its own copy."""
+    """Return whether the resolution changes through the filter [1, 3, 3, 1], and not [1, 1]; every resampling has its own copy."""
     taps = {tuple(np.asarray(value)[0, 0, 0] / np.asarray(value)[0, 0, 0, 0]) for value in filters.values()}
     if taps - {(1.0, 3.0, 3.0, 1.0)} and taps - {(1.0, 1.0)}:
         raise ValueError(
-            f"path={os.fspath(path)!r} resamples with the filters {sorted(taps)}, and one of [1, 1] or [1, 3, 3, 1] is known"
+            f"path={os.fspath(path)!r} resamples with the filters {sorted(taps)}, and only [1, 1] or [1, 3, 3, 1] is supported"
         )
     return bool(taps - {(1.0, 1.0)})

@@ -41,7 +41,7 @@ def _whole(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight is in the file: its name, its shape there, and how to make the module's of it."""
+    """Where a weight is in the file: its name, its shape there, and how to convert it."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ Sources = dict[str, Source]
 
 
 def size_of(found: Shapes, path: StrPath) -> int:
-    """Return the size of the images, which is in the names of the first convolution."""
+    """Return the size of the images, which is in the name of the first convolution."""
     for key in found:
         match = re.fullmatch(r"enc\.(\d+)x\1_conv\.weight", key)
         if match and len(found[key]) == 4:
@@ -155,7 +155,7 @@ def adm(found: Shapes, size: int, path: StrPath) -> tuple[Any, Sources]:
     widths, blocks, attends = _encoder(found, size, path)
     if any(width % _HEAD or width < 128 for width in widths):
         raise ValueError(
-            f"path={os.fspath(path)!r} has channels {widths}, and an ADM network has multiples of {_HEAD} from 128 up, in 32 groups"
+            f"path={os.fspath(path)!r} has channels {widths}, but an ADM network has multiples of {_HEAD} from 128 up, in 32 groups"
         )
     classes = found.get("map_label.weight", (0, 0))[1]
     with torch.device("meta"):
@@ -188,7 +188,7 @@ def _with_none(embedding: Any) -> Any:
 
 def _adm_source(key: str, shape: tuple[int, ...], size: int, levels: int) -> Source:
     """Return where the weight is that diffusers calls `key`."""
-    if key == "class_embedding.weight":  # no class adds nothing
+    if key == "class_embedding.weight":  # "no class" adds nothing
         return Source("map_label.weight", (shape[1], shape[0] - 1), lambda value: _with_none(value.T))
     match = re.fullmatch(r"(down|up|mid)_block(?:s\.(\d+))?\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)\.(weight|bias)", key)
     if match is None:

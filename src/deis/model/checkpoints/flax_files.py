@@ -1,4 +1,4 @@
-"""Checkpoints that Flax wrote of DDPM++ and NCSN++ (Song et al., arXiv 2011.13456), as weights of the same networks in PyTorch."""
+"""Flax checkpoints of DDPM++ and NCSN++ (Song et al., arXiv 2011.13456), as weights of the same networks in PyTorch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _CLASSES = {
     "InputSkip": "Combine",
     "StridedBlur": "Downsample",
 }
-_ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: Flax has the channels in and out last, PyTorch out and in first
+_ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}  # axes of a kernel: Flax has the in and out channels last, PyTorch has out and in first
 
 
 def is_flax(path: StrPath) -> bool:
-    """Tell whether a file begins like a mapping in MessagePack, as `flax.training.checkpoints` writes; torch.save never does."""
+    """Return whether a file begins like a mapping in MessagePack, as `flax.training.checkpoints` writes; torch.save never does."""
     with Path(path).open("rb") as file:
         first = file.read(1)
     return first != b"" and (0x80 < first[0] < 0x90 or first[0] in (0xDE, 0xDF))
@@ -62,7 +62,7 @@ def weights(params: Mapping[str, Any], path: StrPath, size: int | None) -> dict[
     Raises
     ------
     ValueError
-        Where it lacks a weight of that network, or has another; with its name in the file.
+        If it lacks a weight of that network, or has another one; the message gives its name in the file.
     """
     with needs("torch", "a checkpoint of Flax, whose network runs in PyTorch,"):
         import torch
@@ -91,7 +91,7 @@ def _flat(params: Any, path: StrPath, prefix: str = "") -> Iterator[tuple[str, A
         elif hasattr(value, "shape"):
             yield prefix + key, value
         else:
-            raise ValueError(f"path={os.fspath(path)!r} has {prefix + key!r} of type {type(value).__name__}, and no array")
+            raise ValueError(f"path={os.fspath(path)!r} has {prefix + key!r} of type {type(value).__name__}, not an array")
 
 
 def _is_kernel(name: str) -> bool:
@@ -117,7 +117,7 @@ def _names(network: Any) -> dict[str, str]:
 
 
 def _leaf(key: str, ndim: int) -> str:
-    """Return Flax's name of a weight within its module; the strided convolution is the code base's own, with names of its own."""
+    """Return Flax's name of a weight within its module; the strided convolution belongs to the code base, with its own names."""
     head, _, name = key.rpartition(".")
     if name == "weight" and not head.startswith("Conv2d"):
         name = "scale" if ndim == 1 else "kernel"

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one of these networks from another.
+    """The numbers that distinguish these networks.
 
     Attributes
     ----------
@@ -29,14 +29,14 @@ class Architecture:
     attends : tuple of bool
         Whether a level has attention.
     fourier : bool
-        Whether the noise level enters as Fourier features of its logarithm, or as the position t in the manner of transformers.
+        Whether the noise level enters as Fourier features of its logarithm, or as a sinusoidal embedding of t, as in transformers.
     input_pyramid : {"none", "sum", "residual"}
-        How the image, blurred and halved, joins each level on the way down: not, through a 1 x 1 convolution ("input skip"), or
-        in a chain of strided convolutions that becomes the state itself.
+        How the image, blurred and halved, joins each level on the way down: not at all; through a 1 x 1 convolution ("input skip");
+        or in a chain of strided convolutions whose result becomes the state.
     output_pyramid : bool
         Whether the output is a sum of one image from each level ("output skip").
     fir : bool
-        Whether the resolution changes through a blur, and not by means and copies of pixels.
+        Whether the resolution changes through a blur, rather than by means and copies of pixels.
     classes : int
         The labels 0 ... classes - 1, or 0 for a network without them.
     """
@@ -178,11 +178,11 @@ class StridedBlur(nn.Module):
 
 
 class NCSNpp(nn.Module):
-    """The network itself: x of shape (batch, channels, height, width) and its noise level, of shape (batch,), to an image.
+    """The network itself: it maps x of shape (batch, channels, height, width) and its noise level, of shape (batch,), to an image.
 
-    The noise level enters as Fourier features (of log sigma, as Song et al. have it) or as a position; the image is not divided by
-    sigma. `all_modules` are in the order of the files, in which the forward pass uses each of them once. With classes, `labels`
-    are of shape (batch,), and `classes` itself stands for none.
+    The noise level enters as Fourier features (of log sigma, as in Song et al.) or as a position; the image is not divided by
+    sigma. `all_modules` are in the order of the files, and the forward pass uses each of them once. With classes, `labels` are of
+    shape (batch,), and the label `classes` stands for none.
     """
 
     def __init__(self, architecture: Architecture) -> None:

@@ -36,27 +36,27 @@ def load_onnx(
     num_classes: int | None = None,
     null_class: int | None = None,
 ) -> Pretrained:
-    """Load a network in ONNX: (x, t) -> output, or (x, t, labels) -> output, in this order whatever its inputs are called.
+    """Load a network in ONNX: (x, t) -> output, or (x, t, labels) -> output, in this order whatever the names of its inputs.
 
     Parameters
     ----------
     path : path
     device : str, optional
-        "cuda" runs it there, where onnxruntime has that provider.
+        "cuda" runs it on the GPU, if onnxruntime has that provider.
     sde : Schedule
-        The noise schedule that it was trained on, which a file does not tell.
+        The noise schedule that it was trained on, which the file does not contain.
     predicts : {"eps", "x0", "v", "score", "flow"}
     shape : sequence of int, optional
-        (channels, height, width), where they are not fixed in the file.
+        (channels, height, width), if the file leaves them open.
     time_scale : float
-        The network takes time_scale * t, of shape (batch,) or, where its input says so, () or (1,) for the whole batch.
+        The network takes time_scale * t, of shape (batch,) or, if its input is so declared, () or (1,) for the whole batch.
     num_classes, null_class : int, optional
         See `deis.Pretrained`; for a network with labels.
 
     Returns
     -------
     Pretrained
-        Its model takes NumPy arrays or torch tensors, and returns the like in the same dtype.
+        Its model takes NumPy arrays or torch tensors, and returns the same kind in the same dtype.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def load_onnx(
 
     def net(x: Any, t: Any, labels: Any) -> Any:
         arrays = [_host(x), _host(t)] + ([] if num_classes is None else [_host(labels)])
-        if inputs[1].shape in ([], [1]):  # one time for the whole batch, and sampling has no other
+        if inputs[1].shape in ([], [1]):  # one time for the whole batch, as sampling always has
             arrays[1] = arrays[1][0].reshape(inputs[1].shape)
         feed = {put.name: np.asarray(array, _DTYPES[put.type]) for put, array in zip(inputs, arrays, strict=True)}
         return like(session.run(None, feed)[0], x)
@@ -111,7 +111,7 @@ def _session(path: StrPath, device: str | None) -> Any:
         import onnxruntime
     wanted = "CPUExecutionProvider" if device in (None, "cpu") else f"{device.partition(':')[0].upper()}ExecutionProvider"
     if wanted not in onnxruntime.get_available_providers():
-        raise ValueError(f"device={device!r}: onnxruntime has no {wanted} here, but {onnxruntime.get_available_providers()}")
+        raise ValueError(f"device={device!r}: onnxruntime has no {wanted} here, only {onnxruntime.get_available_providers()}")
     try:
         return onnxruntime.InferenceSession(path, providers=[wanted])
     except Exception as error:  # onnxruntime has exception classes of its own, one for each reason

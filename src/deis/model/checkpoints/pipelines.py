@@ -14,7 +14,7 @@ from .torch_files import StrPath, for_sampling
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
-"""What diffusers calls a prediction_type -> what it predicts."""
+"""diffusers' prediction_type -> what the network predicts."""
 
 
 def load_pipeline(spec: StrPath, device: str | None = None, dtype: str = "float32") -> Pretrained:
@@ -30,16 +30,16 @@ def load_pipeline(spec: StrPath, device: str | None = None, dtype: str = "float3
     Returns
     -------
     Pretrained
-        Of a `UNet2DModel` (DDPM and the like), a `DiTTransformer2DModel`, or a `UNet2DConditionModel` conditioned on text (Stable
-        Diffusion 1 and 2). Where the pipeline has an autoencoder, samples are latents, and `decode` makes images of them; with
-        text, `conditional` takes prompts for labels, and its guidance is away from the empty prompt.
+        For a `UNet2DModel` (DDPM and the like), a `DiTTransformer2DModel`, or a `UNet2DConditionModel` conditioned on text (Stable
+        Diffusion 1 and 2). If the pipeline has an autoencoder, samples are latents, and `decode` turns them into images. With
+        text, `conditional` takes prompts as labels, and guides away from the empty prompt.
 
     Raises
     ------
     ImportError
         Where diffusers, or transformers for text, is not installed; it names the extra.
     ValueError
-        Where spec is no pipeline; or for other networks and schedules. `pipe.scheduler = PlanScheduler.from_config(...)` runs
+        If spec is not a pipeline, or for other networks and schedules. `pipe.scheduler = PlanScheduler.from_config(...)` runs
         plans in any pipeline.
     """
     with needs("diffusers", "a pipeline"):
@@ -91,7 +91,7 @@ def _schedule(scheduler: Any) -> tuple[Schedule, str, float]:
 
 
 Parts = tuple[Network, int | None, int | None, Callable[[Any], tuple[Any, Any]] | None]
-"""net(x, t, labels), the number of classes, the label for none, and what makes conditions of other labels."""
+"""net(x, t, labels), the number of classes, the label for none, and the function from other labels to conditions."""
 
 
 def _by_class(network: Any) -> Network:
@@ -104,11 +104,11 @@ def _by_class(network: Any) -> Network:
 
 def _of_text(pipe: Any, unet: Any) -> Parts:
     if pipe.components.get("text_encoder") is None or pipe.components.get("tokenizer") is None:
-        raise ValueError(f"{type(pipe).__name__} lacks its text encoder or tokenizer, which conditions come from")
+        raise ValueError(f"{type(pipe).__name__} lacks its text encoder or tokenizer, which the conditions need")
 
     def embed(prompts: Sequence[str]) -> tuple[Any, Any]:
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"labels={prompts!r} must be a sequence of prompts, one a sample, for this network")
+            raise ValueError(f"labels={prompts!r} must be a sequence of prompts, one per sample, for this network")
         return pipe.encode_prompt(list(map(str, prompts)), unet.device, 1, do_classifier_free_guidance=True)[:2]
 
     def net(x: Any, t: Any, condition: Any) -> Any:

@@ -25,24 +25,24 @@ def load_score_sde(
     r"""Load DDPM++ or NCSN++ as trained in continuous time by Song et al. (arXiv 2011.13456), in PyTorch or in JAX.
 
     The network F takes x in the scale of data in [-1, 1] and predicts eps = F(x, 999 t) with sde="vp" or "subvp". With "ve" the
-    code base has data in [0, 1] and F(2 x - 1, sigma) / sigma for the score, that is to say eps = -F(x, sigma / 2) where x
-    and sigma are of data in [-1, 1], as they are here.
+    code base has data in [0, 1], and the score is F(2 x - 1, sigma) / sigma. That means eps = -F(x, sigma / 2) if x and sigma
+    refer to data in [-1, 1], as they do here.
 
     Parameters
     ----------
     path : path
-        What training wrote. In PyTorch (`checkpoint_8.pth`) a dict of `model` (weights), `ema` (averaged weights, which are
-        taken), `optimizer` and `step`; in JAX (`checkpoint_8`) Flax's MessagePack of the same, with `params_ema`. The
-        architecture is read off the weights.
+        The file that training wrote. In PyTorch (`checkpoint_8.pth`) a dict of `model` (weights), `ema` (averaged weights, to be
+        used), `optimizer` and `step`; in JAX (`checkpoint_8`) the same in Flax's MessagePack, with `params_ema`. The architecture
+        is inferred from the weights.
     device, dtype
         See `deis.load_model`.
     sde : {"vp", "subvp", "ve"}
-        What it was trained on, as the published folders are called. VP and sub-VP have beta from 0.1 to 20. VE has sigma from
-        0.01 to 50 for data in [0, 1], unless the file has other levels. A file does not tell VP from sub-VP, nor training in
-        continuous from that in discrete time.
+        The SDE of the training, named as in the published folders. VP and sub-VP have beta from 0.1 to 20. VE has sigma from 0.01
+        to 50 for data in [0, 1], unless the file has other levels. A file does not distinguish VP from sub-VP, nor training in
+        continuous time from training in discrete time.
     size : int, optional
-        Of the images, height and width. By default that at which attention is at 16 x 16 (PyTorch), or the smallest level is
-        4 x 4 (JAX, whose files do not tell where attention is); both are so in the published networks up to 256 x 256.
+        Height and width of the images. By default the size at which attention is at 16 x 16 (PyTorch), or the smallest level is
+        4 x 4 (JAX, whose files do not say where attention is). Both hold in the published networks up to 256 x 256.
 
     Returns
     -------
@@ -54,14 +54,14 @@ def load_score_sde(
     ImportError
         Where torch, or for JAX's files flax, is not installed; it names the extra.
     ValueError
-        For an unknown sde or dtype; where the file is not such a checkpoint, and it names the first key that differs; or where
-        the embedding of the noise level is not that of the sde: features of log sigma with "ve", positions with the others.
+        For an unknown sde or dtype; if the file is not such a checkpoint (the message names the first key that differs); or if the
+        embedding of the noise level is not that of the sde: features of log sigma with "ve", positions with the others.
 
     Notes
     -----
-    It runs what the published configurations `*_ddpmpp_*` and `*_ncsnpp_*` have: residual blocks after BigGAN, divided by
-    sqrt 2, sums for the skips from the input, and a blur at changes of resolution where the image joins on the way down or up
-    (NCSN++) but none elsewhere (DDPM++). The older networks `ddpm`, `ncsn` and `ncsnv2` of that code base are refused.
+    It supports the published configurations `*_ddpmpp_*` and `*_ncsnpp_*`: residual blocks after BigGAN, divided by sqrt 2; sums
+    for the skips from the input; and a blur at changes of resolution where the image joins on the way down or up (NCSN++), but
+    none elsewhere (DDPM++). The older networks `ddpm`, `ncsn` and `ncsnv2` of that code base are refused.
     """
     one_of("dtype", dtype, torch_files.DTYPES)
     saved = flax_files.read(path) if flax_files.is_flax(path) else torch_files.read(path)
@@ -69,12 +69,12 @@ def load_score_sde(
 
 
 def recognises(saved: Any) -> bool:
-    """Tell whether what a file holds looks like such a checkpoint."""
+    """Return whether the content of a file looks like such a checkpoint."""
     return isinstance(saved, Mapping) and ("params_ema" in saved or {"model", "ema"} <= set(saved))
 
 
 def of_saved(saved: Any, path: StrPath, device: str | None, dtype: str, *, sde: str = "vp", size: int | None = None) -> Pretrained:
-    """Return the network of what was read from a file; see `load_score_sde`."""
+    """Return the network from the content of a file; see `load_score_sde`."""
     one_of("sde", sde, ("vp", "subvp", "ve"))
     levels = (0.01, 50.0)
     if isinstance(saved, Mapping) and "params_ema" in saved:
@@ -88,7 +88,7 @@ def of_saved(saved: Any, path: StrPath, device: str | None, dtype: str, *, sde: 
         state = _averaged(last, averages, path)
     architecture = network.architecture
     if architecture.fourier != (sde == "ve"):
-        embedding = "features of log sigma, as sde='ve' has" if sde != "ve" else "positions, as sde='vp' or 'subvp' has"
+        embedding = "features of log sigma, as with sde='ve'" if sde != "ve" else "positions, as with sde='vp' or 'subvp'"
         raise ValueError(f"sde={sde!r} does not fit path={os.fspath(path)!r}, where the noise level enters by {embedding}")
     network = torch_files.fill(network, state, device, dtype)
     shape = (architecture.channels, size, size)
@@ -124,7 +124,7 @@ def _parts(saved: Any, path: StrPath) -> tuple[dict[str, Any], list[Any], Any]:
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"path={os.fspath(path)!r} is not {_KIND}: 'model' with 'sigmas', and 'ema' with 'shadow_params', were expected, and "
-            f"reading them met {error!r}"
+            f"reading them raised {error!r}"
         ) from None
 
 
@@ -184,7 +184,7 @@ def _kind(shapes: Shapes) -> str:
 
 
 def _torch_architecture(modules: Sequence[Shapes], path: StrPath) -> Architecture:
-    """Return what the modules imply; what does not follow from it is for the comparison of all shapes to find."""
+    """Return what the modules imply; the comparison of all shapes finds what does not follow from it."""
     from .ncsnpp import Architecture
 
     kinds = [_kind(shapes) for shapes in modules]

@@ -10,13 +10,13 @@ from typing import Any
 from ...extras import needs
 
 DTYPES = ("float32", "float64")
-"""The precisions that networks are loaded in."""
+"""The precisions in which networks can be loaded."""
 Shapes = Mapping[str, tuple[int, ...]]
 StrPath = str | os.PathLike[str]
 
 
 def read(path: StrPath) -> Any:
-    """Return what torch.save or safetensors wrote, on the CPU; only tensors and plain containers, so that no file can run code.
+    """Return the content of a file of torch.save or safetensors, on the CPU: only tensors and plain containers, so no code runs.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def read(path: StrPath) -> Any:
     ImportError
         Where torch is not installed; it names the extra that has it.
     ValueError
-        Where the file was written by neither, or holds other objects.
+        If the file was written by neither, or holds other objects.
     """
     with needs("torch", "a PyTorch checkpoint"):
         import torch
@@ -34,7 +34,7 @@ def read(path: StrPath) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the reader of pickles meets other files with any error, an IndexError on plain text
+    except Exception as error:  # the reader of pickles raises any error on other files, such as an IndexError on plain text
         reason = str(error).partition("\n")[0]
         raise ValueError(f"path={os.fspath(path)!r} is not a file of tensors that torch.save wrote: {reason}") from None
 
@@ -67,12 +67,12 @@ def weights(saved: Any, part: str, path: StrPath) -> dict[str, Any]:
 
 
 def size_of(attends: Sequence[bool], path: StrPath) -> int:
-    """Return the size of the images with which the first level that has attention is at 16 x 16.
+    """Return the size of the images at which the first level with attention is at 16 x 16.
 
     Raises
     ------
     ValueError
-        Where no level has it.
+        If no level has attention.
     """
     if not any(attends):
         raise ValueError(f"path={os.fspath(path)!r} has no attention by which to tell the size of its images; give size=")
@@ -110,7 +110,7 @@ def for_sampling(network: Any, device: str | None, dtype: str) -> Any:
     """Return a network on the device and in the precision, without dropout or gradients."""
     import torch
 
-    # not by a `to` of its own: that of diffusers warns of casts, for the sake of half precision
+    # not the module's own `to`: that of diffusers warns about casts, because of half precision
     return torch.nn.Module.to(network, device or "cpu", getattr(torch, dtype)).eval().requires_grad_(False)
 
 
