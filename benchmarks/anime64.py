@@ -133,20 +133,21 @@ def _reference(sde: deis.Schedule, net: Any, x_T: Tensor, path: Path) -> Tensor:
     return torch.cat(halves)
 
 
-ABOUT = """# A network of others
+ABOUT = """# A network from elsewhere
 
 ![The error of every scheduler at ten calls](figures/anime64.png)
 
-On a network of 63 million parameters that this project did not train, plans fitted to it end at a third of the error of the best of
-diffusers' schedulers at ten calls. Untuned, the best plan has two thirds of it, and `auto` is beside DPM-Solver++.
+On a network of 63 million parameters that this project did not train, plans fitted to it have a third of the error of diffusers'
+best scheduler at ten calls. The best plan that is not fitted has two thirds of it, and `auto` is on a par with DPM-Solver++.
 
 `python -m benchmarks.figures anime64` draws the figure.
 
-Made by `python -m benchmarks.anime64 report` of what `python -m benchmarks.anime64 --nfe 10 --plans ...` measured on
-23 November 2026, on two cores of an AMD EPYC server processor, with diffusers 0.42. Sampling starts at t = 290 of the discrete
-cosine schedule, from the same 16 noises; the error is their median (the eighth smallest) of the root mean square distance to the
-converged solution (145 steps), data in [-1, 1]. Every scheduler runs as in a pipeline, `set_timesteps(10)` and one `step` a call,
-with the betas of the times up to 290. The calibrated plans are those of [calibration.md](calibration.md), fitted to other noise.
+`python -m benchmarks.anime64 report` makes this page from what `python -m benchmarks.anime64 --nfe 10 --plans ...` measured on 23
+November 2026, on two cores of an AMD EPYC server processor, with diffusers 0.42. Sampling starts at t = 290 of the discrete cosine
+schedule, from the same 16 noise samples. The error is the median (the eighth smallest) of their root mean square distances to the
+converged solution (145 steps), for data in [-1, 1]. Every scheduler runs as in a pipeline: `set_timesteps(10)`, and one `step` per
+call, with the betas of the times up to 290. The calibrated plans are those of [calibration.md](calibration.md), fitted to other
+noise.
 """
 
 

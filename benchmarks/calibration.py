@@ -8,8 +8,9 @@ python -m benchmarks.calibration report > docs/calibration.md
 The problems and the error are those of benchmarks/methods.py, and the held-out noise is its: calibration has noise of its own.
 "The best untuned" is the least error of the twelve cells (--cells) of benchmarks/results/methods_<problem>.csv that are best at
 this NFE or the nearest, which are run again here, on the same noise (they include the updates of diffusers' schedulers). The stage
-"from the untuned" starts from that of them which is best on the calibration's own noise; the others start from `auto`. "Twice the
-calls" is the least error of the four updates and grids of diffusers that benchmarks/default.py found best at twice the evaluations.
+"from the best untuned" starts from that of them which is best on the calibration's own noise; the others start from `auto`. "Twice
+the calls" is the least error of the four updates and grids of diffusers that benchmarks/default.py found best at twice the
+evaluations.
 
 A run writes the plan of each stage to --out, and a line a stage to benchmarks/results/calibration_<problem>.csv; it keeps its
 teacher in --work, and goes on from there when it is started again. `report` prints benchmarks/calibration.md with the tables in it.
@@ -40,7 +41,7 @@ STAGES = {
     "grid + least squares": ("grid", "least_squares"),
     "+ Gauss-Newton": ("gauss_newton",),
     "+ gradient": ("gradient",),
-    "from the untuned": ("least_squares", "gauss_newton"),
+    "from the best untuned": ("least_squares", "gauss_newton"),
 }
 TWICE = "diffusers, twice the calls"
 ASKED = {"digits": {5: (0.4, 0.3), 8: (0.4, 0.3), 10: (0.35, 0.3)}, "mnist": dict.fromkeys((5, 8, 10), (0.6, 0.45))}
@@ -169,7 +170,7 @@ def calibrated(plan: deis.Plan, name: str, trial: Trial, teacher: deis.Teacher, 
     file = args.out / f"{name}-{plan.nfe}-{stage.strip('+ ').replace(' ', '_')}.json"
     if file.exists():
         return deis.load_plan(file)
-    starts = [plan for _, plan in untuned(trial.problem, name, plan.nfe, args.cells)] if stage == "from the untuned" else plan
+    starts = [plan for _, plan in untuned(trial.problem, name, plan.nfe, args.cells)] if stage == "from the best untuned" else plan
     options = {"validation": trial.validation, "stages": STAGES[stage], "iterations": args.iterations}
     plan = deis.calibrate(starts, trial.model, teacher=teacher, **options)
     file.parent.mkdir(parents=True, exist_ok=True)

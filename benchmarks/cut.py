@@ -85,36 +85,37 @@ PAGE = """# Plans that begin in the middle
 
 ![The error of cut plans against the strength](figures/cut.png)
 
-A method is built on the levels that are left, and a plan that is there already is cut: for most that costs little. A calibrated
-plan is not cut but made anew, because its own rows go astray where their predictions are missing.
+A method is built on the remaining levels. An existing plan is cut, which costs little for most plans. A calibrated plan is not cut
+but made anew, because its own rows go astray where earlier predictions are missing.
 
 `python -m benchmarks.figures cut` draws the figure.
 
 ## The rule
 
-Image-to-image adds noise to a picture up to some level and samples from there; [edit.md](edit.md) has it whole. Two rules make a
+Image-to-image adds noise to a picture up to some level and samples from there; [edit.md](edit.md) describes it. Two rules make a
 plan for that. The start of a strength is `sde.between(strength=0.6).t_start`.
 
-**A method** is built on the levels that are left: `deis.make_plan(sde.between(start), "tab3", nfe=5)`. `PlanScheduler` in diffusers
+**A method** is built on the remaining levels: `deis.make_plan(sde.between(start), "tab3", nfe=5)`. `PlanScheduler` in diffusers
 and the samplers in ComfyUI do the same.
 
-**A plan** that is there already, such as one from a file, is cut: `deis.cut_plan(plan, sde, start, end)`. It begins with that of
-its rows whose noise level is nearest to the start, and its later times stay. A row that uses no prediction from before the
-beginning stays as it is, to the bit. In the others, each such prediction is replaced by the value of the polynomial through those
-that there are, in the time of the linear VP schedule. So the first row is a step of first order, the second one of second order,
-and so on, as at the start of every multistep method. A method of several stages may begin with any of them. A state from before
-the beginning, as `bdia` and `belm` use one, is replaced by what a step of first order leads back to.
+**An existing plan**, such as one from a file, is cut: `deis.cut_plan(plan, sde, start, end)`. It begins with the row whose noise
+level is nearest to the start, and its later times stay. A row that uses no prediction from before the start stays the same, to the
+bit. In the others, each such prediction is replaced by the value of the polynomial through the existing ones, in the time of the
+linear VP schedule. So the first row is a step of first order, the second one of second order, and so on, as at the start of every
+multistep method. A method of several stages may begin with any of them. `bdia` and `belm` use a state from before the start; it is
+replaced by the result of a first-order step backwards.
 
-**A calibrated plan** gives way to `auto`, with as many evaluations on a grid of its own, and a warning says so. Its rows are fitted
-together: the weights of old predictions balance each other on its own trajectory alone, and cannot be extrapolated. The tables have
-both. For the best result at a fixed strength, calibrate a plan for it, of `deis.make_plan(sde.between(start), nfe=5)`.
+**A calibrated plan** is replaced by `auto`, with as many evaluations on a grid of its own, and a warning says so. Its rows are
+fitted together: the weights of old predictions balance each other only on its own trajectory, and cannot be extrapolated. The
+tables have both. For the best result at a fixed strength, calibrate a plan for it, starting from
+`deis.make_plan(sde.between(start), nfe=5)`.
 
 ## What it costs
 
-In the median over samples of the root mean square distance to the converged solution from the same state (data in
-[-1, 1]); plans of ten evaluations, two cores, 24 November 2026 (`mnist` 26 November). "whole" is the error of the uncut plan from
-pure noise, and the last column that of `auto` made for the start, with as many evaluations. At a row the start is at a level of the
-plan, and between rows it lies halfway to the one before.
+The error is the median over samples of the root mean square distance to the converged solution from the same state, for data in
+[-1, 1]. The plans have ten evaluations. They were measured on two cores on 24 November 2026 (`mnist` on 26 November). "whole" is
+the error of the uncut plan from pure noise. The last column is the error of `auto` made for the start, with as many evaluations.
+"At a row", the start is at a level of the plan; "between rows", it lies halfway to the one before.
 """
 
 

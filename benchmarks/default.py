@@ -69,28 +69,28 @@ AUTO = ("vp_t, degree 1, corrector 2", "vp_t2")
 SHOWN = (4, 5, 6, 8, 10, 15, 20)
 INTRODUCTION = """![The error of auto and of the best of diffusers on five problems](figures/default.png)
 
-`auto` is one method on one grid for every budget, and over five problems its error is 0.70 to 0.82 of that of the best
-scheduler of diffusers, which is chosen anew for every cell. It is the choice that is good at most budgets, so that one method
-serves them all.
+`auto` is one method on one grid for every budget. Over five problems its error is 0.70 to 0.82 of that of diffusers' best
+scheduler, which is chosen anew for every cell. It is the choice that is good at most budgets, so one method serves them all.
 
-`python -m benchmarks.figures default` draws the figure. The page is made by `python -m benchmarks.default report` of the
-measurements in `benchmarks/results`, which `python -m benchmarks.default digits` and so on write; [its
-docstring](../benchmarks/default.py) says what the problems are. The numbers are errors: the median over samples of the root
-mean square difference to the converged solution from the same noise, data in [-1, 1].
+`python -m benchmarks.figures default` draws the figure. `python -m benchmarks.default report` makes the page from the measurements
+in `benchmarks/results`, which `python -m benchmarks.default digits` and so on write. [Its docstring](../benchmarks/default.py)
+describes the problems. The numbers are errors: the median over samples of the root mean square difference to the converged solution
+from the same noise, for data in [-1, 1].
 
-`digits` and `cosine` are a mixture of Gaussians fitted to 8x8 digits, whose exact eps is known, on two schedules. `mnist` is
-the bundled MNIST model, and `flow` the same network told as flow matching. `anime64` is a 64x64 network of 63 million
-parameters that this project did not train.
+`digits` and `cosine` are a mixture of Gaussians fitted to 8x8 digits, whose exact eps is known, on two schedules. `mnist` is the
+bundled MNIST model, and `flow` is the same network treated as flow matching. `anime64` is a 64x64 network of 63 million parameters
+that this project did not train.
 
-`auto` is `deis.adams("data", "vp_t", 1, 2)` on times of power 2. Diffusers has the better of hindsight: the least error of 14
-updates of its schedulers, on each of its three grids, is taken anew for every cell. The second row of each problem adds a grid
-that it does not have, times of power 2. An empty cell was not measured."""
+`auto` is `deis.adams("data", "vp_t", 1, 2)` on times of power 2. Diffusers has the advantage of hindsight: for every cell, the
+table takes the least error of 14 updates of its schedulers, on each of its three grids. The second row of each problem adds a grid
+that diffusers does not have, times of power 2. An empty cell was not measured."""
 RATIOS = """The error of `auto` as a multiple of the first row, for every budget:"""
-CHOICE = """In this table the problems stand in this order: digits, cosine, flow, mnist, anime64. The last was measured at
-five budgets. Ratios are to the best of diffusers there, times of power 2 included. Behind the semicolon stands their geometric
-mean. *The best scheduler over all* is the update that is best in the mean, on the best grid for each problem. *Left out* is what
-the choice by the other problems has on each. *Chosen* is the choice by all. `auto` is the choice that is good at most budgets, so
-that a plan of nine calls is made like one of ten. nan: that pair was out of the running there, and was not measured."""
+CHOICE = """In this table the order of the problems is digits, cosine, flow, mnist, anime64. The last was measured at five
+budgets. Ratios are relative to the best of diffusers, times of power 2 included. After the semicolon comes their
+geometric mean. *The best scheduler over all* is the update with the best mean, on the best grid for each problem.
+*Left out* is the ratio on each problem for the choice made by the other problems. *Chosen* is the choice made by all.
+`auto` is the choice that is good at most budgets, so that a plan of nine calls is made like one of ten. nan: that
+pair was out of the running, and was not measured."""
 
 
 def cells(kind: str) -> Iterator[tuple[str, str, Builder, str, float]]:

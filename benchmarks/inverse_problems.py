@@ -1,4 +1,4 @@
-"""Inverse problems on the network inside: the picture docs/inverse-problems.png and benchmarks/results/inverse_problems.csv.
+"""Inverse problems on the bundled MNIST model: the picture docs/inverse-problems.png and benchmarks/results/inverse_problems.csv.
 
 python -m benchmarks.inverse_problems --data mnist.npz
 

@@ -47,15 +47,15 @@ from .pages import folded, measured
 INTRODUCTION = """![The least error at eight calls by clock and form](figures/methods.png)
 
 The clock and the form are worth a factor of two and more, and no choice is the best on every model. Over the three problems
-together the data form in vp_t with a corrector is first at 6, 8, 10, 15 and 20 calls, and that is what `auto` is.
+together, the data form in vp_t with a corrector is first at 6, 8, 10, 15 and 20 calls. This choice is `auto`.
 
-`python -m benchmarks.figures methods` draws the figure. The page is made by `python -m benchmarks.methods report` of the
-measurements in `benchmarks/results`, which `python -m benchmarks.methods digits`, `... mnist` and `... anime64` write; [its
-docstring](../benchmarks/methods.py) says what each problem is. The error is the median over samples of the root mean square
-difference to the converged solution from the same noise, on the best of the grids, named behind it: t or vp_t and its power,
-rho of power 7 (Karras), log rho. The order is that of convergence: `data, t, order 3` is `deis.adams("data", "t", 2)`, of
-degree 2, and `data, t, order 3, corrector 2` is `deis.adams("data", "t", 1, 2)`. `auto` is `data, vp_t, order 3, corrector 2`
-on vp_t2."""
+`python -m benchmarks.figures methods` draws the figure. `python -m benchmarks.methods report` makes the page from the measurements
+in `benchmarks/results`, which `python -m benchmarks.methods digits`, `... mnist` and `... anime64` write. [Its
+docstring](../benchmarks/methods.py) describes each problem. The error is the median over samples of the root mean square difference
+to the converged solution from the same noise, on the best of the grids. The name of that grid follows the error: t or vp_t and its
+power, rho of power 7 (Karras), log rho. The order is that of convergence: `data, t, order 3` is `deis.adams("data", "t", 2)`, of
+degree 2, and `data, t, order 3, corrector 2` is `deis.adams("data", "t", 1, 2)`. `auto` is `data, vp_t, order 3, corrector 2` on
+vp_t2."""
 AUTO = "data, vp_t, order 3, corrector 2"
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("method", "form", "clock", "order", "corrector", "grid", "nfe", "error")
@@ -260,8 +260,8 @@ WELL_KNOWN = {
     "`auto`": AUTO,
     "`ddim`": "`ddim`",
     "`tab3`": "eps, t, order 4",
-    "DPM-Solver++ 2M as diffusers has it": "`dpmpp_2m_published`",
-    "UniPC-2 as diffusers has it": "`unipc2_bh2`",
+    "DPM-Solver++ 2M as in diffusers": "`dpmpp_2m_published`",
+    "UniPC-2 as in diffusers": "`unipc2_bh2`",
 }
 
 

@@ -3,7 +3,7 @@
 python -m benchmarks.serving [--seconds 80] [--loads 0.7 3] [--batch 64]
 
 Part one is a queue. Requests for one digit each arrive at random (Poisson, seeded); each asks for its own number of steps, 4 to 50,
-and its own class, of the network inside. Three servers work through the same arrivals:
+and its own class, of the bundled MNIST model. Three servers work through the same arrivals:
 
 alone       one request after the other, in the order of arrival, by `deis.sample`
 equal       the oldest request, together with all that wait and have the same plan

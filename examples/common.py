@@ -76,7 +76,7 @@ def run(
     labels = None if condition is None else condition[few]
     reference, moved = converged(model, x_T[few], args.reference_steps, condition=labels, batch=args.batch)
     title = "RMSE to the converged samples" if real is None else f"Fréchet distance in the features of {args.features}"
-    print(f"reference: {args.reference_steps} steps, half as many differ by {moved:.2g}")
+    print(f"reference: {args.reference_steps} steps, which half as many miss by {moved:.2g}")
     rows: dict[str, dict[int, Any]] = {}
     tag = repr((args.features, args.model, args.option, getattr(args, "anime64", None)))
     with tqdm(total=sum(map(len, plans.values())) * len(x_T), unit="image") as bar:

@@ -120,7 +120,7 @@ def test_a_plan_of_a_file_is_cut_and_a_calibrated_one_gives_way() -> None:
         (["--image", "in.png", "--strength", 1.5], 2, "'--strength'"),
         (["--image", "in.png", "--class", 10], 1, "--class 10 is not a class of the model"),
         (["--image", "in.png", "--guidance", 2], 1, "guidance=2.0 needs labels"),
-        (["--image", "in.png", "--out", "nowhere/a.png"], 2, "'nowhere' is no folder"),
+        (["--image", "in.png", "--out", "nowhere/a.png"], 2, "'nowhere' is not a folder"),
         ([], 2, "Missing option '--image'"),
     ],
 )

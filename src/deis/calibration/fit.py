@@ -231,8 +231,8 @@ def calibrated(plans: Sequence[Plan], shared: Shared, settings: Settings) -> Pla
     for plan in plans:
         if not plan.matches(teacher.sde):
             raise ValueError(
-                f"plan is of the schedule {plan.schedule!r} and the model of {teacher.sde.name!r}, whose alpha and sigma differ at "
-                "its times; make one with deis.make_plan(model.sde, ...)"
+                f"plan was made for the schedule {plan.schedule!r}, the model for {teacher.sde.name!r}; alpha and sigma differ "
+                "at its times; make one with deis.make_plan(model.sde, ...)"
             )
     fit = split(plans, teacher.network.x_T.shape, settings.validation)
     searches = [search_of(plan, settings.method, teacher, shared.jumps) for plan in plans]
