@@ -117,7 +117,7 @@ def test_custom_times_and_sigmas() -> None:
         ({"sigmas": [1.0, -1.0]}, "at least 0"),
         ({"ts": [0.5, 0.1], "sigmas": [2, 1]}, "not both"),
         ({"ts": [0.5, -0.1]}, "leaves the schedule"),
-        ({"ts": [0.5, 0.1], "num_step": 3}, "contradicts"),
+        ({"ts": [0.5, 0.1], "num_step": 3}, "contradict each other"),
         ({"method": "tab"}, "rhork_<tableau>"),
         ({"method": "ipndm5"}, "1, 2, 3 and 4"),
         ({"method": "rhork_5dopri"}, "'3kutta'"),

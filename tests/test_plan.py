@@ -131,6 +131,19 @@ def test_plans_are_frozen_and_compare_by_content() -> None:
     assert pickle.loads(pickle.dumps(PLAN)) == PLAN
 
 
+@pytest.mark.parametrize(
+    ("method", "num_step", "size"),
+    [
+        ("ddim", 1, "1 evaluation in 1 step,"),
+        ("ddim", 2, "2 evaluations in 2 steps,"),
+        ("dpmpp_2s", 1, "2 evaluations in 1 step,"),
+        ("parallel2", 2, "3 evaluations in 2 calls in 2 steps,"),
+    ],
+)
+def test_the_title_counts_in_singular_and_plural(method: str, num_step: int, size: str) -> None:
+    assert f": {size}" in repr(deis.make_plan(SDE, method, num_step)).splitlines()[0]
+
+
 def test_repr_is_a_table() -> None:
     text = repr(PLAN)
     assert "tab3: 6 evaluations in 6 steps" in text
@@ -190,7 +203,7 @@ def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
         (lambda d: d.update(format="other"), "format"),
         (lambda d: d.pop("sha256"), "must hold"),
         (lambda d: d["plan"].pop("form"), r"lacks \['form'\]"),
-        (lambda d: d["plan"].update(extra=1), r"unknown \['extra'\]"),
+        (lambda d: d["plan"].update(extra=1), r"unknown fields \['extra'\]"),
         (lambda d: d["plan"]["t"].__setitem__(0, "1"), "t is not a table of numbers"),
         (lambda d: d["plan"]["keep_p"][2].pop(), "keep_p is not a table"),
         (lambda d: d["plan"]["keep_p"][2].__setitem__(0, 0.5), "row 2 is inconsistent"),

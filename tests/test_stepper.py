@@ -208,7 +208,7 @@ def test_what_is_refused_changes_nothing(change: dict[str, Any], error: type[Exc
 
 def test_a_plain_function_takes_the_schedule_of_the_first_request_and_no_labels() -> None:
     stepper = deis.Stepper(model)
-    with pytest.raises(ValueError, match=r"can be told to a deis\.Pretrained network alone"):
+    with pytest.raises(ValueError, match=r"need a deis\.Pretrained network"):
         stepper.add(PLANS["ddim"], X, 0, labels=[1])
     stepper.add(PLANS["ddim"], X, 0)
     with pytest.raises(ValueError, match=r"plan, the plan 'ddim', was made for the schedule"):

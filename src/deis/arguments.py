@@ -22,7 +22,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 
 def shown(value: object) -> str:
-    """Return the repr of a value for an error: cut where it is long or deep, and never an error of its own."""
+    """Return the repr of a value for an error message, cut if it is long or deep; it never raises an error itself."""
     try:
         return _SHORT.repr(value)
     except Exception:  # an integer of thousands of digits, or a repr that fails
@@ -44,8 +44,8 @@ def number(
     Raises
     ------
     ValueError
-        Where it is none (a bool and a string are none), NaN, infinite unless `infinite`, below `least`, above `most`, or not above
-        `above`; the hint ends the message.
+        If it is not a number (bools and strings are not), NaN, infinite unless `infinite`, below `least`, above `most`, or not
+        above `above`. The hint ends the message.
     """
     found = _real(value)
     if least <= found <= most and (found > above or above == -math.inf) and (infinite or math.isfinite(found)):
@@ -59,11 +59,11 @@ def number(
 
 
 def _real(value: Any) -> float:
-    """Return a number, of Python, NumPy or a 0-dimensional array, as a float; NaN where it is none."""
+    """Return a number, from Python, NumPy or a 0-dimensional array, as a float; NaN if it is not a number."""
     try:
         value = value.item() if getattr(value, "ndim", None) == 0 else value
         return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    except Exception:  # no value under a trace or on the meta device; an integer beyond the floats
+    except Exception:  # no value under a trace or on the meta device; an integer too large for a float
         return math.nan
 
 
@@ -73,7 +73,7 @@ def whole(argument: str, value: Any, least: int = 1) -> int:
     Raises
     ------
     ValueError
-        Where it is none, below `least`, or beyond a million, of which no plan can have as many of anything.
+        If it is not a whole number, below `least`, or above a million, more than a plan can have of anything.
     """
     found = _real(value)
     if not (found.is_integer() and least <= found <= _MOST):
@@ -83,12 +83,12 @@ def whole(argument: str, value: Any, least: int = 1) -> int:
 
 
 def kind(argument: str, value: Any, wanted: type[Any] | tuple[type[Any], ...], what: str) -> None:
-    """Check that a value is an instance of a class, of which `what` tells.
+    """Check that a value is an instance of a class; `what` describes the class in the message.
 
     Raises
     ------
     TypeError
-        Where it is none.
+        If it is not one.
     """
     if not isinstance(value, wanted):
         raise TypeError(f"{argument} must be {what} and is {shown(value)}")
@@ -100,7 +100,7 @@ def flag(argument: str, value: Any) -> None:
     Raises
     ------
     ValueError
-        Where it is none of these.
+        If it is none of these.
     """
     if not (isinstance(value, bool | np.bool_ | int) and value in (0, 1)):
         raise ValueError(f"{argument}={shown(value)} must be True or False")
@@ -112,7 +112,7 @@ def one_of(argument: str, value: Any, known: Iterable[str], also: str = "") -> s
     Raises
     ------
     ValueError
-        Where it is not among the known ones; it lists them, and what else is taken.
+        If it is not one of the known names; the message lists them, and what else is accepted.
     """
     names = tuple(known)
     if not (isinstance(value, str) and value in names):
@@ -121,14 +121,14 @@ def one_of(argument: str, value: Any, known: Iterable[str], also: str = "") -> s
 
 
 def function(argument: str, value: Any, *parameters: str) -> None:
-    """Check that a value is a function that can be called with as many arguments.
+    """Check that a value is a function that can be called with that many arguments.
 
-    Whether it takes them is asked of its signature, before any call: an error from inside a user's function is the user's own.
+    The check uses its signature, before any call: an error raised inside a user's function is left to the user.
 
     Raises
     ------
     TypeError
-        Where it is no function, or has a signature that does not take the arguments.
+        If it is not a function, or its signature does not take the arguments.
     """
     wanted = f"{argument} must be a function of ({', '.join(parameters)})"
     if not callable(value):
@@ -148,13 +148,13 @@ def function(argument: str, value: Any, *parameters: str) -> None:
 
 
 def _called(value: Any) -> Any:
-    """Return the function behind a callable object whose own signature says nothing, as a torch module's."""
+    """Return the function that a callable object calls, if its own signature says nothing, as with a torch module."""
     forward = getattr(value, "forward", None)
     return forward if is_torch_module(value) and callable(forward) else value
 
 
 def is_torch_module(value: object) -> bool:
-    """Tell whether a value is a torch.nn.Module, without importing torch."""
+    """Return whether a value is a torch.nn.Module, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.nn.Module)
 
@@ -165,7 +165,7 @@ def array(argument: str, value: Any, about: str = "") -> Array:
     Raises
     ------
     TypeError
-        Where they are none: strings, complex numbers, None, or rows of different lengths.
+        If they are not real numbers: strings, complex numbers, None, or rows of different lengths.
     """
     try:
         found = np.asarray(value.detach().cpu().double() if is_torch(value) and not value.is_complex() else value)
@@ -184,9 +184,9 @@ def check_state(argument: str, x: Any) -> None:
     Raises
     ------
     TypeError
-        Where it is no array of torch, JAX or NumPy, or of another dtype.
+        If it is not an array of torch, JAX or NumPy, or not of a floating dtype.
     ValueError
-        Where it has no batch axis, or no samples.
+        If it has no batch axis, or no samples.
     """
     if not (is_torch(x) or is_jax(x) or isinstance(x, np.ndarray)):
         raise TypeError(f"{argument} must be a torch.Tensor, a jax.Array or a numpy.ndarray, and is a {type(x).__name__}")
@@ -199,7 +199,7 @@ def check_state(argument: str, x: Any) -> None:
 
 
 def is_floating(x: Any) -> bool:
-    """Tell whether an array has a floating dtype."""
+    """Return whether an array has a floating dtype."""
     if is_torch(x):
         return bool(x.is_floating_point())
     return bool((sys.modules["jax.numpy"] if is_jax(x) else np).issubdtype(x.dtype, np.floating))

@@ -1,13 +1,13 @@
 """Plans that begin or end in the middle of another: what image-to-image, inpainting and a second model need.
 
-Two rules serve every plan. Rows that use no prediction from before the beginning stay as they are. In the others each such
-prediction is replaced by the value, at its place, of the polynomial through those that there are since, in the clock "vp_t", which
-every schedule shares. So the first row, which has one prediction, becomes a step of first order, the second one of second order,
-and so on, as at the start of a method: a plan of a method in this clock, cut, is the method on the times that are left. A state
-from before the beginning, which two-step methods use, is replaced by what the step of first order leads back to.
+Two rules cover every plan. Rows that use no prediction from before the new start stay as they are. In the other rows each lost
+prediction is replaced by the value, at its time, of the polynomial through the predictions made since, in the clock "vp_t", which
+all schedules share. So the first row, which has one prediction, becomes a step of first order, the second one of second order,
+and so on, as at the start of a method. For a method in this clock, the cut plan is the method itself on the remaining times. A
+lost state, which two-step methods use, is replaced by the one that a step of first order leads back to.
 
-A calibrated plan is fitted as a whole: its rows use all predictions, with weights that only those of its own trajectory balance.
-So what is left of it is made anew, by "auto" with as many evaluations, and it says so; benchmarks/cut.py measured both.
+A calibrated plan is fitted as a whole: its rows use all predictions, with weights that balance only along its own trajectory. So
+its remainder is built anew by "auto" with as many evaluations, with a warning; benchmarks/cut.py measured both.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float |
     ----------
     plan : Plan
     sde : Schedule
-        The one that the plan was made for.
+        The schedule that the plan was made for.
     start : float, optional
         The time of the state to begin with, such as ``alpha * x_0 + sigma * noise`` for image-to-image. Between two rows of the
-        plan it takes the place of the one whose noise level is nearer, and the later ones stay. By default the plan's own start.
+        plan it replaces the one whose noise level is nearer, and the later rows stay. By default the plan's own start.
     end : float, optional
         Where to stop, one of `plan.ts`; by default the plan's own end.
 
     Returns
     -------
     Plan
-        It begins with a step of first order, because no predictions from before it are there. In the place of a calibrated plan,
-        "auto" with as many evaluations.
+        It begins with a step of first order, because there are no earlier predictions. A calibrated plan is replaced by "auto"
+        with as many evaluations.
 
     Raises
     ------
     UserWarning
-        Where the plan is a calibrated one.
+        If the plan is a calibrated one.
     ValueError
-        Where the plan leads to noise or was made for another schedule, start or end lie outside of it, or end within one of its
+        If the plan leads to noise or was made for another schedule, start or end lies outside it, or end lies within one of its
         steps.
     """
     check_direction(plan, "decode")
@@ -68,7 +68,7 @@ def cut_plan(plan: Plan, sde: Schedule, start: float | None = None, end: float |
 
 
 def between(plan: Plan, sde: Schedule, start: float | None, end: float | None) -> Plan:
-    """Return the part of a plan between two times of a schedule whose noise levels are known to be its own; see `cut_plan`."""
+    """Return the part of a plan between two times of a schedule that the plan is known to match; see `cut_plan`."""
     first, level = (0, None) if start is None else _nearest(plan, _level(sde, start))
     stop = len(plan.rows) if end is None else _row_of_end(plan, _level(sde, end))
     if (first, stop, level) == (0, len(plan.rows), None):
@@ -85,14 +85,14 @@ def _level(sde: Schedule, t: float) -> Level:
 
 
 def from_call(plan: Plan, sde: Schedule, call: int) -> Plan:
-    """Return the part of a plan from its evaluation number `call` on, from 0; all its later times stay what they are.
+    """Return the part of a plan from its evaluation number `call` on, counted from 0; all later times stay as they are.
 
-    An evaluation that the row alone could not use, because the next is at the same time, shares the weights of that one.
+    If the next evaluation is at the same time, the first row alone could not use its own. The two then share their weights.
 
     Raises
     ------
     ValueError
-        Where there is no such evaluation, the plan ends at its time, or a later stage of its step lies before it.
+        If there is no such evaluation, the plan ends at its time, or a later stage of its step lies before it.
     """
     rows = np.flatnonzero(plan.calls)
     if not 0 <= call < len(rows):
@@ -105,17 +105,17 @@ def from_call(plan: Plan, sde: Schedule, call: int) -> Plan:
 
 
 def from_row(plan: Plan, row: int) -> Plan:
-    """Return the part of a plan from a row on, which begins a step; all its levels stay what they are."""
+    """Return the part of a plan from a row on that begins a step; all its noise levels stay as they are."""
     return _part(plan, row, len(plan.rows), None) if row else plan
 
 
 def made_again(plan: Plan, sde: Schedule) -> Plan:
-    """Return the plan that takes the place of a calibrated one that cannot be followed from end to end, and say so."""
+    """Return the plan that replaces a calibrated one that cannot be followed from end to end, and warn."""
     return _again(plan, make_plan(sde.between(plan.t[0], plan.t[-1]), "auto", nfe=plan.nfe))
 
 
 def _again(plan: Plan, made: Plan) -> Plan:
-    """Return the plan that takes the place of a calibrated one from its middle on, and say so."""
+    """Return the plan that replaces a calibrated one from its middle on, and warn."""
     warnings.warn(
         f"the plan {plan.method!r} was calibrated as a whole, from t={plan.t[0].item()!r}; from t={made.t[0].item()!r} on "
         f"{made.method!r} takes its place, with as many evaluations. Calibrate one for that start: "
@@ -126,13 +126,13 @@ def _again(plan: Plan, made: Plan) -> Plan:
 
 
 def _nearest(plan: Plan, level: Level) -> tuple[int, Level | None]:
-    """Return the row whose place a level takes, and the level; None where it is the row's own."""
+    """Return the row that a noise level replaces, and the level, or None if it is the row's own."""
     rho = _rho(plan.alpha[:-1], plan.sigma[:-1])
     own = float(_rho(np.array(level.alpha), np.array(level.sigma)))
     if np.isclose(rho[0], own, _SAME, 0):  # the plan's own start, which may make no call
         return 0, None
     same = np.flatnonzero(plan.calls & np.isclose(rho, own, _SAME, 0))
-    if len(same):  # of stages at one time the last, which wastes none
+    if len(same):  # of stages at one time take the last, so that no evaluation is wasted
         return int(same[-1]), None
     later = np.maximum.accumulate(plan.t[:0:-1])[::-1]  # the greatest time after each row
     able = np.flatnonzero(plan.calls & (later < level.t))
@@ -146,7 +146,7 @@ def _nearest(plan: Plan, level: Level) -> tuple[int, Level | None]:
 
 
 def _row_of_end(plan: Plan, end: Level) -> int:
-    """Return the number of the rows until a level, which must be that of a step's end."""
+    """Return the number of rows up to a noise level, which must be that of a step's end."""
     own = _rho(np.array(end.alpha), np.array(end.sigma))
     rows = np.flatnonzero(plan.accepts & np.isclose(_rho(plan.alpha[1:], plan.sigma[1:]), own, _SAME, 1e-12))
     if len(rows) == 0:
@@ -157,7 +157,7 @@ def _row_of_end(plan: Plan, end: Level) -> int:
 
 
 def _part(plan: Plan, first: int, stop: int, level: Level | None) -> Plan:
-    """Return the rows first, ..., stop - 1, the first of them at another level if one is given."""
+    """Return the rows first, ..., stop - 1, with the first of them at another noise level if one is given."""
     t, alpha, sigma = (getattr(plan, name)[: stop + 1].copy() for name in ("t", "alpha", "sigma"))
     if level is not None:
         t[first], alpha[first], sigma[first] = level
@@ -188,7 +188,7 @@ def _check_part(plan: Plan, first: int, t: Array) -> None:
 
 
 def _step_back(rows: dict[str, Any], plan: Plan, first: int) -> None:
-    """Give the weights of lost states, which two-step methods keep as predictions, to the step of first order back to them."""
+    """Replace lost states, which two-step methods keep as predictions, by the step of first order back to them."""
     for i, weights in enumerate(rows["keep_p"]):
         row = first + i - np.arange(len(weights))  # of each prediction
         newest = np.argmax((row >= first) & plan.calls[row])
@@ -201,10 +201,9 @@ def _step_back(rows: dict[str, Any], plan: Plan, first: int) -> None:
 
 
 def _without_the_lost(weights: Array, i: int, own: Array, there: Array, calls: Flags, first: int, moved: bool) -> Array:
-    """Return the weights of row i, newest prediction first, with those of the lost ones given to the polynomial through the others.
+    """Return the weights of row i, newest prediction first, with lost predictions replaced by the polynomial through the others.
 
-    own and there are the clocks of the predictions in the whole plan and in its part. A moved start takes the place of a
-    prediction that is lost.
+    own and there are the clocks of the predictions in the whole plan and in its part. A moved start replaces a lost prediction.
     """
     row = i - np.arange(len(weights))  # of each prediction
     lost = (row < first + moved) & (weights != 0)
@@ -217,9 +216,9 @@ def _without_the_lost(weights: Array, i: int, own: Array, there: Array, calls: F
 
 
 def _begin(rows: dict[str, Any], plan: Plan, first: int, level: Level | None) -> None:
-    """Write the first row, which finds the state x in place of base, and x = a x_i + b p at a moved start.
+    """Rewrite the first row, which gets the state x instead of base; at a moved start, the state of row i is a x + b p.
 
-    Before a row of the whole plan, x = next_x base + sum_j next_p[j] p_{i-1-j} by the row before it.
+    In the whole plan the row before it gives x = next_x base + sum_j next_p[j] p_{i-1-j}.
     """
     a, b = (1.0, 0.0) if level is None else _first_order(plan, first, level)
     scale, stage = (1.0, 0.0) if first == 0 else (plan.next_x[first - 1], plan.next_p[first - 1].sum())
@@ -228,7 +227,7 @@ def _begin(rows: dict[str, Any], plan: Plan, first: int, level: Level | None) ->
 
 
 def _first_order(plan: Plan, first: int, level: Level) -> tuple[float, float]:
-    """Return a and b of the state at a row, a x + b p, from x and p at a level: the step that is exact for constant p."""
+    """Return a and b of the state a x + b p at a row, given x and p at a noise level: the step that is exact for constant p."""
     alpha, sigma = plan.alpha[first], plan.sigma[first]
     if plan.form == "eps":
         return alpha / level.alpha, sigma - alpha / level.alpha * level.sigma
@@ -236,7 +235,7 @@ def _first_order(plan: Plan, first: int, level: Level) -> tuple[float, float]:
 
 
 def _share(rows: dict[str, Any]) -> None:
-    """Give the first prediction half of the weights of the second, which is one of the same state."""
+    """Give the first prediction half of the weights of the second, which is evaluated at the same state."""
     rows["accepts"][0] = False
     for name in ("keep_p", "next_p"):
         for i in range(1, min(len(rows[name]), rows[name].shape[1])):
@@ -244,7 +243,7 @@ def _share(rows: dict[str, Any]) -> None:
 
 
 def _clock(alpha: Array, sigma: Array) -> Array:
-    """Return the time of the linear VP schedule at the same noise level; alpha = 0 lies where a grid from there begins."""
+    """Return the time of the linear VP schedule at the same noise level; alpha = 0 counts as the start of a "vp_t" grid."""
     with np.errstate(divide="ignore"):
         u = vp_time(np.log(sigma) - np.log(alpha))
     return np.where(np.isinf(u), VP_START, u)

@@ -1,10 +1,10 @@
 """Start in the middle: image-to-image, and inpainting with RePaint's resampling.
 
-Both are `deis.sample` of a plan that begins in the middle. Inpainting is a model that knows: in the known pixels its prediction is
-the one whose data is x_0. A plan carries alpha x_0 + sigma z exactly for a constant prediction, so these pixels are the noised x_0
-at every state, stages too, with nothing to replace and no executor of its own. Their noise z is that of the state itself. A
-deterministic plan keeps one z a sample, so that the network sees a smooth path and a multistep method keeps its order. A
-stochastic plan, and every jump back of RePaint, renews it as it renews all noise, so that the known pixels follow the diffusion
+Both call `deis.sample` with a plan that begins in the middle. Inpainting wraps the model: in the known pixels its prediction is
+replaced by the one whose data is x_0. A plan carries alpha x_0 + sigma z exactly for a constant prediction. So these pixels are
+the noised x_0 in every state and stage; nothing needs to be pasted in, and no special executor is needed. Their noise z is that of
+the state itself. A deterministic plan keeps one z per sample, so the network sees a smooth path and a multistep method keeps its
+order. A stochastic plan, and every jump back of RePaint, renews z as it renews all noise, so the known pixels follow the diffusion
 that ends in x_0.
 """
 
@@ -28,7 +28,7 @@ from .repaint import resampled
 from .run import check_direction, sample
 from .sde import Schedule, check_schedule
 
-_STREAM = np.uint32(2**32 - 1)  # among the noises that a JAX key makes for rows of a plan, that of none
+_STREAM = np.uint32(2**32 - 1)  # a JAX key makes one noise for each row number of a plan; no row has this number
 
 
 def add_noise(sde: Schedule, x_0: Any, t: Any, rng: Any) -> Any:
@@ -39,10 +39,10 @@ def add_noise(sde: Schedule, x_0: Any, t: Any, rng: Any) -> Any:
     sde : Schedule
     x_0 : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
     t : float, or array of shape (batch,)
-        The time, of all samples or one each, from the data (0, or the schedule's end where that is lower) to `sde.t_start`.
+        The time, for all samples or one each, from the data (0, or the schedule's end if that is lower) to `sde.t_start`.
     rng : torch.Generator, jax.random key or numpy.random.Generator, or a sequence (in JAX an array) of them
-        Each sample has a stream of its own, as in `deis.sample`: given there next, torch's and NumPy's go on, and a JAX key makes
-        other noise for the plan.
+        Each sample has its own stream, as in `deis.sample`. If the same rng is then passed to `deis.sample`, torch's and NumPy's
+        generators continue, and a JAX key makes different noise for the plan.
 
     Returns
     -------
@@ -51,9 +51,9 @@ def add_noise(sde: Schedule, x_0: Any, t: Any, rng: Any) -> Any:
     Raises
     ------
     TypeError
-        Where x_0 is no such array, or not of a floating dtype, t is no number, or rng is not of the kind of x_0.
+        If x_0 is not such an array or not of a floating dtype, t is not a number, or rng is of another framework than x_0.
     ValueError
-        Where t lies outside the schedule or has another shape, or rng has not one stream a sample.
+        If t lies outside the schedule or has another shape, or rng does not have one stream per sample.
     """
     check_schedule(sde)
     check_state("x_0", x_0)
@@ -79,23 +79,23 @@ def image_to_image(
     grad: bool = False,
     parallel: bool = False,
 ) -> Any:
-    """Add noise to pictures up to a level, and sample from there (SDEdit, Meng et al., arXiv 2108.01073).
+    """Add noise to images up to a noise level, and sample from there (SDEdit, Meng et al., arXiv 2108.01073).
 
-    It is `deis.sample(part, model, deis.add_noise(sde, x_0, start, rng), rng=rng)`, where start is that of
+    This is `deis.sample(part, model, deis.add_noise(sde, x_0, start, rng), rng=rng)`, where start is the start of
     `sde.between(strength=strength)` and part is `deis.cut_plan(plan, sde, start)`.
 
     Parameters
     ----------
     plan : Plan
-        Of the schedule of the model: a whole one, which is cut, or one that begins at the strength, of
+        A plan for the schedule of the model: either a whole one, which is cut, or one that begins at this strength, made by
         `deis.make_plan(sde.between(strength=strength), ...)`.
     model : Denoiser or Pretrained
     x_0 : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
-        The pictures; its type chooses the executor.
+        The images; the array type chooses the executor.
     strength : float in (0, 1]
-        How far to go back to noise; see `Schedule.between`. At 1 nothing of x_0 is left: it is sampling from pure noise.
+        How far to go back towards noise; see `Schedule.between`. At 1 nothing of x_0 is left, and sampling starts from pure noise.
     rng
-        As in `add_noise`; a stochastic plan takes its noise from there, too.
+        As in `add_noise`. A stochastic plan takes its noise from it, too.
     callback, progress, check_finite, grad, parallel
         See `deis.sample`.
 
@@ -106,11 +106,11 @@ def image_to_image(
     Raises
     ------
     UserWarning
-        Where the plan is a calibrated one and is cut; see `deis.cut_plan`.
+        If the plan is a calibrated one and is cut; see `deis.cut_plan`.
     TypeError
-        Where model is a plain function, which does not tell its schedule; and as `deis.sample`.
+        If model is a plain function, which has no schedule; and as `deis.sample`.
     ValueError
-        Where strength lies outside (0, 1], x_0 is not finite or not of the model's shape, or the plan is of another schedule or
+        If strength lies outside (0, 1], x_0 is not finite or not of the model's shape, or the plan is for another schedule or
         begins later; and as `deis.sample`.
     """
     denoiser = _denoiser(model)
@@ -145,27 +145,27 @@ def inpaint(
     grad: bool = False,
     parallel: bool = False,
 ) -> Any:
-    """Paint pixels of pictures anew, and keep the others.
+    """Repaint some pixels of images, and keep the others.
 
-    In the known pixels every state is alpha(t) x_0 + sigma(t) z. A deterministic plan keeps one z a sample, from start to end; a
-    stochastic one renews it with its own noise. The unknown pixels are sampled beside them, and what is returned has x_0 itself in
-    the known ones. With `resample` each step but the last is made so many times, with a jump back by the forward diffusion
-    between (RePaint, Lugmayr et al., arXiv 2201.09865), so that the unknown pixels find to the known ones; every pass begins with
-    a step of first order, because predictions from before a jump are those of another trajectory.
+    In the known pixels every state is alpha(t) x_0 + sigma(t) z. A deterministic plan keeps one z per sample from start to end; a
+    stochastic one renews it with its own noise. The unknown pixels are sampled along with them, and the result has x_0 itself in
+    the known pixels. With `resample` each step but the last is repeated that many times, with a jump back by the forward
+    diffusion in between (RePaint, Lugmayr et al., arXiv 2201.09865), so that the unknown pixels come to agree with the known
+    ones. Every pass begins with a step of first order, because the predictions from before a jump belong to another trajectory.
 
     Parameters
     ----------
     plan, model, rng, callback, progress, check_finite, grad, parallel
-        See `image_to_image`. The callback is told the states of the plan, with noise in the known pixels up to the end.
+        See `image_to_image`. The callback receives the states of the plan, with noise in the known pixels up to the end.
     x_0 : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
-        The pictures. At strength 1 the unknown pixels may hold anything, NaN too.
+        The images. At strength 1 the unknown pixels may hold anything, even NaN.
     mask : array of bool, or of 0 and 1
-        True or 1 where to paint anew. Of the shape of x_0, or 1 in place of the batch or of the channels: of pictures
-        (batch or 1, channels or 1, height, width). Under `jax.jit` one of bool, where it is traced.
+        True or 1 where to repaint. It has the shape of x_0, or 1 in place of the batch or the channels; for images this is
+        (batch or 1, channels or 1, height, width). A mask traced by `jax.jit` must be bool.
     strength : float in (0, 1]
         Below 1 the unknown pixels start from those of x_0, with noise; see `image_to_image`.
     resample : int
-        The passes of each step but the last.
+        The number of passes through each step but the last.
 
     Returns
     -------
@@ -174,12 +174,12 @@ def inpaint(
     Raises
     ------
     UserWarning
-        Where the plan is a calibrated one and is cut or resampled; see `deis.cut_plan`.
+        If the plan is a calibrated one and is cut or resampled; see `deis.cut_plan`.
     TypeError
-        Where mask is no array of numbers, model a plain function; and as `deis.sample`.
+        If mask is not an array of numbers, or model is a plain function; and as `deis.sample`.
     ValueError
-        Where mask has another shape, or another value than 0 and 1; x_0 is NaN or infinite in a known pixel, or below strength 1
-        anywhere (under `jax.jit` nobody can look); the method does not allow to resample; and as `image_to_image`.
+        If mask has another shape, or values other than 0 and 1. If x_0 is NaN or infinite in a known pixel, or below strength 1
+        in any pixel; values traced by `jax.jit` are not checked. If the method cannot be resampled. And as `image_to_image`.
     """
     denoiser = _denoiser(model)
     check_sample("x_0", x_0, denoiser)
@@ -187,7 +187,7 @@ def inpaint(
     part = edit_plan(plan, denoiser.sde, strength, resample)
     _check_finite(x_0, unknown if strength == 1 else None)
     xp = backend_of(x_0).xp
-    known = xp.where(unknown, xp.zeros_like(x_0), x_0)  # NaN times 0 were NaN
+    known = xp.where(unknown, xp.zeros_like(x_0), x_0)  # a mask that multiplies would keep NaN
     start = _noised(known if strength == 1 else x_0, part.alpha[:1], part.sigma[:1], rng)
     options: dict[str, Any] = {
         "callback": callback,
@@ -209,14 +209,14 @@ def edit_plan(plan: Plan, sde: Schedule, strength: float, resample: int = 1) -> 
     if plan.matches(sde) and not (wanted <= own * (1 + 1e-4)):
         raise ValueError(
             f"strength={strength!r} begins at t={start!r}, and the plan {plan.method!r} later, at t={plan.t[0].item()!r}; give a "
-            "lower one, or a plan that begins there: deis.make_plan(sde.between(strength=...), ...)"
+            "lower strength, or a plan that begins there: deis.make_plan(sde.between(strength=...), ...)"
         )
     return resampled(cut_plan(plan, sde, start), sde, passes)
 
 
 def _denoiser(model: Any) -> Denoiser:
     model = without_labels(model)
-    kind("model", model, Denoiser, "a deis.Denoiser or what deis.load_model returns, which tell their schedule,")
+    kind("model", model, Denoiser, "a deis.Denoiser or what deis.load_model returns, which have a schedule,")
     found: Denoiser = model
     return found
 
@@ -231,7 +231,7 @@ def _noised(x_0: Any, alpha: AnyArray, sigma: AnyArray, rng: Any) -> Any:
 
 
 def _unknown(mask: Any, x_0: Any) -> Any:
-    """Return a mask as an array of bool beside x_0.
+    """Return a mask as an array of bool of the framework and on the device of x_0.
 
     Raises
     ------
@@ -253,7 +253,7 @@ def _unknown(mask: Any, x_0: Any) -> Any:
 
 
 def _flags(mask: Any) -> Flags:
-    """Return a mask of any framework, or of lists, as an array of bool that is none of the caller's."""
+    """Return a mask of any framework, or of lists, as a new array of bool."""
     try:
         values = np.array(mask.detach().cpu() if is_torch(mask) else mask)
     except Exception:  # rows of different lengths, or a dtype that NumPy lacks
@@ -263,12 +263,12 @@ def _flags(mask: Any) -> Flags:
     wrong = ~np.isin(values, (0, 1))
     if wrong.any():
         odd = values[wrong][0].item()
-        raise ValueError(f"mask holds {odd!r} and must hold 0 and 1 alone, or bool; where to paint anew it is 1")
+        raise ValueError(f"mask holds {odd!r}, and must hold only 0 and 1, or bool; it is 1 where to repaint")
     return values.astype(bool)
 
 
 def _check_finite(x_0: Any, unknown: Any) -> None:
-    """Raise ValueError where a pixel is NaN or infinite that is not unknown."""
+    """Raise ValueError if a known pixel is NaN or infinite."""
     if is_traced(x_0) or is_traced(unknown):
         return
     fine = backend_of(x_0).xp.isfinite(x_0)
@@ -281,7 +281,7 @@ def _check_finite(x_0: Any, unknown: Any) -> None:
 
 @dataclass(frozen=True)
 class _Informed:
-    """A network that predicts what it did, and in the known pixels the prediction whose data is x_0."""
+    """A network whose prediction in the known pixels is replaced by the one whose data is x_0."""
 
     denoiser: Denoiser
     x_0: Any
@@ -297,7 +297,7 @@ class _Informed:
 
 
 def _with_known(denoiser: Denoiser, x_0: Any, unknown: Any) -> Denoiser:
-    """Return a denoiser that knows x_0 where it is not unknown."""
+    """Return a denoiser whose data in the known pixels is x_0."""
     xp, threshold = backend_of(x_0).xp, denoiser.threshold
     kept = None if threshold is None else lambda x: xp.where(unknown, threshold(x), backend_of(x).cast(x_0, x.dtype))
     informed: Any = _Informed(denoiser, x_0, unknown)

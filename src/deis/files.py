@@ -15,10 +15,10 @@ from .arguments import kind, shown
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; what is written there replaces `path` at the end, and nothing does on an error."""
+    """Yield a temporary name beside `path`. What is written there replaces `path` at the end; on an error `path` is unchanged."""
     path = _path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"path={os.fspath(path)!r} lies in a folder that is not there; make it first")
+        raise FileNotFoundError(f"path={os.fspath(path)!r} lies in a folder that is not there; create it first")
     partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield partial
@@ -28,12 +28,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """Return what a file holds.
+    """Return the contents of a file.
 
     Raises
     ------
     FileNotFoundError
-        Where there is none.
+        If there is no such file.
     """
     path = _path(path)
     if not path.is_file():
@@ -47,17 +47,17 @@ def _path(path: Any) -> Path:
 
 
 def parse(data: bytes) -> object:
-    """Return what JSON holds, where no name stands twice and all numbers are finite.
+    """Return the contents of JSON in which no name occurs twice and all numbers are finite.
 
     Raises
     ------
     ValueError
-        Where it is no such JSON.
+        If it is not such JSON.
     """
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is truncated or no JSON ({error})") from None
+        raise ValueError(f"it is truncated or not JSON ({error})") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number that a plan may hold")
+    raise ValueError(f"{text} is not a number that a plan may hold")
 
 
 def digest(content: str) -> str:

@@ -12,25 +12,25 @@ from .arrays import AnyArray, Array
 
 
 def is_torch(x: object) -> bool:
-    """Tell whether x is a torch.Tensor, without importing torch."""
+    """Return whether x is a torch.Tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
 
 def is_jax(x: object) -> bool:
-    """Tell whether x is a jax.Array or a tracer, without importing JAX."""
+    """Return whether x is a jax.Array or a tracer, without importing JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(x, jax.Array)
 
 
 def is_traced(x: object) -> bool:
-    """Tell whether the values of x are not there to be looked at, because JAX or torch.compile traces them."""
+    """Return whether the values of x cannot be looked at, because JAX or torch.compile is tracing."""
     jax = sys.modules.get("jax")
     return (jax is not None and isinstance(x, jax.core.Tracer)) or is_compiling()
 
 
 def is_compiling() -> bool:
-    """Tell whether torch.compile is tracing, which cannot follow NumPy."""
+    """Return whether torch.compile is tracing, which cannot follow NumPy."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.compiler.is_compiling())
 
@@ -48,7 +48,7 @@ def call_in_float64(fn: Callable[[Any], Any], x: Array, argument: str) -> Array:
     Raises
     ------
     TypeError
-        Where the function takes none of these, or returns float32 whatever it is given; it names `argument`.
+        If the function takes none of these, or always returns float32; the message names `argument`.
     """
     errors = []
     for call in (_call_numpy, _call_torch, _call_jax, _call_floats):
@@ -61,8 +61,8 @@ def call_in_float64(fn: Callable[[Any], Any], x: Array, argument: str) -> Array:
             return y
         errors.append(f"{call.__name__[6:]}: " + ("not loaded" if y is None else f"returned {y.dtype} of shape {y.shape}"))
     raise TypeError(
-        f"{argument} must map an array of shape {x.shape} to float64 of the same shape, and did so neither in NumPy, torch, "
-        "JAX nor on single floats. " + "; ".join(errors)
+        f"{argument} must map an array of shape {x.shape} to float64 of the same shape, and did not do so in NumPy, torch, JAX "
+        "or on single floats. " + "; ".join(errors)
     )
 
 

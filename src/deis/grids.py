@@ -13,11 +13,11 @@ DEFAULT_ORDER = {"t": 2.0, "rho": 7.0, "log": 1.0, "vp_t": 2.0}
 PHASES = tuple(DEFAULT_ORDER)
 _VP = VPSDE.linear()
 VP_START = 1.0
-"""A "vp_t" grid from alpha = 0 is laid as if it came from the start of the linear VP schedule, rho = 152."""
+"""A "vp_t" grid that starts at alpha = 0 is laid out as if it started where the linear VP schedule does, at rho = 152."""
 
 
 def vp_time(log_rho: Array) -> Array:
-    """Return the time at which VPSDE.linear(0.1, 20) has this log rho, infinite where rho is: a common time of all schedules."""
+    """Return the time at which VPSDE.linear(0.1, 20) has this log rho, infinite where rho is: a time common to all schedules."""
     infinite = np.isposinf(log_rho)
     return np.where(infinite, np.inf, _VP.t_of_log_rho(np.where(infinite, 0.0, log_rho)))
 
@@ -30,30 +30,31 @@ def make_grid(schedule: Schedule, num_step: int, ts_phase: str = "t", ts_order: 
     num_step : int
         The number of steps, at least 1.
     ts_phase : {"t", "rho", "log", "vp_t"}
-        The quantity that is spaced evenly: t^(1/ts_order), before the shift of a `FlowMatching` that has one; rho^(1/ts_order),
-        where ts_order=7 is the grid of Karras et al. (arXiv 2206.00364, eq. 5); log rho, where ts_order has no meaning; or
-        t^(1/ts_order) of the linear VP schedule at the same rho, which is the same grid of noise levels for every schedule.
+        The quantity that is spaced evenly. "t": t^(1/ts_order), before the shift of a `FlowMatching` that has one. "rho":
+        rho^(1/ts_order), where ts_order=7 is the grid of Karras et al. (arXiv 2206.00364, eq. 5). "log": log rho, where ts_order
+        has no meaning. "vp_t": t^(1/ts_order) of the linear VP schedule at the same rho, which gives the same grid of noise
+        levels for every schedule.
     ts_order : float, optional
         The power, greater than 0; by default 2 for t and vp_t, and 7 for rho.
 
     Returns
     -------
     ndarray of shape (num_step + 1,)
-        For a discrete schedule, integers of distinct noise levels: the grid rounded, and moved apart where two times round to one.
-        Only ends that are no integers, of a part of such a schedule, stay what they are.
+        For a discrete schedule, integers with distinct noise levels: the grid is rounded, and times that round to the same
+        integer are moved apart. Only the ends of a part of such a schedule may be non-integers; they stay as they are.
 
     Raises
     ------
     ValueError
-        For fewer than one step, an unknown ts_phase, a ts_order that is not positive, a quantity that is infinite at an end
-        of the schedule, or more steps than a discrete schedule has times.
+        If there is less than one step, ts_phase is unknown, ts_order is not positive, the quantity is infinite at an end of the
+        schedule, or a discrete schedule has too few times for the steps.
     """
     ts = continuous_grid(schedule, num_step, ts_phase, ts_order)
     return ts if schedule.num_times is None else distinct_times(ts, schedule)
 
 
 def continuous_grid(sde: Schedule, num_step: int, ts_phase: str = "t", ts_order: float | None = None) -> Array:
-    """Return the grid of `make_grid` without its last step, the rounding to distinct integers for a discrete schedule."""
+    """Return the grid of `make_grid` before it is rounded to distinct integers for a discrete schedule."""
     check_schedule(sde)
     num_step = whole("num_step", num_step)
     one_of("ts_phase", ts_phase, PHASES)
@@ -94,13 +95,13 @@ def _spaced(sde: Schedule, num_step: int, ts_phase: str, ts_order: float) -> Arr
 
 
 def has_grid(sde: Schedule, ts_phase: str) -> bool:
-    """Tell whether a quantity is finite at the ends of a schedule, so that a grid can be even in it."""
+    """Return whether a quantity is finite at the ends of a schedule, so that a grid can be even in it."""
     log_rho = sde.log_rho(np.array([sde.t_start, sde.t_end]))
     return ts_phase in ("t", "vp_t") or not _infinite(log_rho, ts_phase).any()
 
 
 def _infinite(log_rho: Array, ts_phase: str) -> Flags:
-    """Tell where the quantity of a "rho" or "log" grid is infinite."""
+    """Return where the quantity of a "rho" or "log" grid is infinite."""
     return np.isposinf(log_rho) | (np.isneginf(log_rho) & (ts_phase == "log"))
 
 
@@ -110,8 +111,8 @@ def custom_grid(sde: Schedule, ts: ArrayLike | None = None, sigmas: ArrayLike | 
     Raises
     ------
     ValueError
-        Where both or neither are given, or they are not at least two numbers at which the schedule is defined, strictly decreasing,
-        or with `rising` increasing.
+        If both or neither are given. If they are not at least two numbers at which the schedule is defined, strictly decreasing
+        or, with `rising`, increasing.
     """
     if (ts is None) == (sigmas is None):
         raise ValueError("give either ts (times) or sigmas (noise levels sigma/alpha), not both")
@@ -168,5 +169,5 @@ def distinct_integers(ts: Array, num_times: int) -> Array:
     place = np.arange(steps + 1)
     rising = np.rint(ts[::-1])
     rising = np.maximum.accumulate(rising - place) + place  # each at least one more than the one before
-    rising = np.minimum(rising, num_times - 1 - place[::-1])  # and room left for those that follow
+    rising = np.minimum(rising, num_times - 1 - place[::-1])  # and leave room for those that follow
     return rising[::-1].copy()

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from .machine import Row
 
 Rows = frozenset[int]
-"""The numbers of rows whose evaluations something depends on."""
+"""The indices of the rows whose evaluations something depends on."""
 
 
 def waits(rows: Sequence[Row]) -> tuple[list[Rows], list[Rows]]:
-    """Return the evaluations that the state of each row depends on directly, and those that its prediction does.
+    """Return the evaluations that the state of each row depends on directly, and those that its prediction depends on.
 
-    A weight of 0 is no dependence, and any other is one: two that cancel are not looked for. The prediction of a row that calls
-    is an evaluation of its own, whatever its state depends on; that of a row without a call is a multiple of its state.
+    Any weight other than 0 is a dependence; weights that cancel each other are not detected. The prediction of a row that calls is
+    an evaluation of its own, whatever its state depends on. The prediction of a row without a call is a multiple of its state.
     """
     states, predictions, base = [Rows()], list[Rows](), Rows()
     for i, row in enumerate(rows):
@@ -31,10 +31,10 @@ def _used(weights: Sequence[float], terms: Sequence[Rows]) -> Rows:
 
 
 def group_rows(rows: Sequence[Row]) -> tuple[range, ...]:
-    """Return the rows in groups, each as long as it can be, in none of which a state depends on an evaluation of the group.
+    """Return the rows in groups, each as long as possible, such that no state depends on an evaluation in its own group.
 
-    A row that adds noise ends its group, so that noise is drawn in the order of the rows. Rows without a call go with those before
-    them.
+    A row that adds noise ends its group, so that noise is drawn in the order of the rows. Rows without a call join the group
+    before them.
     """
     states, _ = waits(rows)
     starts = [0]

@@ -1,7 +1,7 @@
 """The machine that runs every plan: three lines, the same whatever the states and the coefficients are; it knows nothing above it.
 
-A coefficient is whatever `combine` multiplies a state by: a number, one a sample, a block of a matrix-valued diffusion, or one a
-frequency. A state is whatever `combine` adds up.
+A coefficient is whatever `combine` multiplies a state by: a number, one number per sample or per frequency, or a block of a
+matrix-valued diffusion. A state is whatever `combine` adds up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Sum = tuple[tuple[Any, int], ...]
 
 
 class Row(NamedTuple):
-    """One row of a plan, see `deis.Plan`; also a noise level, and with arrays for numbers a pytree that JAX scans."""
+    """One row of a plan, see `deis.Plan`. It also serves as a noise level and, with arrays for numbers, as a pytree for scans."""
 
     t: Any
     alpha: Any
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def terms(c_x: Any, c_p: Any, coefficient: Callable[[Any], Any] = lambda c: c) -> Sum:
-    """Return the terms of c_x x + sum_j c_p[j] history[j], each c as `coefficient` makes it."""
+    """Return the terms of c_x x + sum_j c_p[j] history[j], each c converted by `coefficient`."""
     return tuple((None if c == 1 else coefficient(c), j) for j, c in enumerate((c_x, *c_p)) if c != 0)
 
 
@@ -64,13 +64,13 @@ def run_rows(
 ) -> State:
     """Run rows on x; see `deis.Plan` for the equations.
 
-    `predict(i, x)` returns the prediction of row i, which calls, in the plan's form; `observe(i, x)` is told the state after row i;
-    `history` holds the predictions of rows before these, newest first, where there were some, and `base` is x unless it is given.
+    `predict(i, x)` returns the prediction of row i, which calls, in the plan's form. `observe(i, x)` receives the state after row
+    i. `history` holds the predictions of earlier rows, newest first, if there were any. `base` is x unless it is given.
 
     Raises
     ------
     ValueError
-        Where a row adds noise and `add_noise` is missing.
+        If a row adds noise and `add_noise` is missing.
     """
     base = x if base is None else base
     window = len(rows[0].keep_p)
@@ -96,7 +96,7 @@ def advance(
     Raises
     ------
     ValueError
-        Where the row adds noise and `add_noise` is missing.
+        If the row adds noise and `add_noise` is missing.
     """
     base = combine(row.keep_x, base, row.keep_p, history)
     if not (row.keep_z is None or (isinstance(row.keep_z, float) and row.keep_z == 0)):
@@ -116,10 +116,10 @@ def advance_group(
     unknown: State,
     add_noise: AddNoise[State] | None = None,
 ) -> tuple[State, list[State], tuple[State, ...]]:
-    """Return base, the state after each row, and the history, after rows whose states wait for no evaluation among them.
+    """Return base, the state after each row, and the history, after rows whose states depend on no evaluation among them.
 
-    `predict(calls, states)` returns the predictions of the rows that call, all at once. Their states are found by a run ahead, in
-    which `unknown`, any state, stands for these predictions: they have the weight 0 there. A row that adds noise is the last.
+    `predict(calls, states)` returns the predictions of the rows that call, all at once. Their states come from a first pass in
+    which `unknown`, any state, stands in for these predictions, which have weight 0 there. Only the last row may add noise.
     """
     calls, states, ahead, known = [k for k, row in enumerate(rows) if row.calls], [x], base, history
     for row in rows[:-1]:

@@ -31,7 +31,7 @@ class LinearOperator:
         pseudo_inverse(r, s) -> A^T (A A^T + s I)^+ r, which minimises \|A x - r\|^2 + s \|x\|^2; at s = 0 it is the pseudo-inverse.
         s >= 0 is a number, or an array that broadcasts against x.
     measured : callable, optional
-        measured(y) -> 1 where an entry of y is a measurement and 0 where it means nothing, of the shape of y; without it all are.
+        measured(y) -> 1 where an entry of y is a measurement and 0 where it is not, of the shape of y. Without it, all entries are.
 
     Examples
     --------
@@ -63,18 +63,18 @@ class LinearOperator:
         Raises
         ------
         TypeError, ValueError
-            Where x is no batch of what the operator takes.
+            If x is not a batch of what the operator takes.
         """
         check_state("x", x)
         return self.apply(x)
 
     def check_adjoint(self, x: Any) -> None:
-        """Check that <A u, v> = <u, A^T v> for random u of the shape, dtype and framework of x, and random v and v = A u.
+        """Check that <A u, v> = <u, A^T v> for random u of the shape, dtype and framework of x, once with random v, once with A u.
 
         Raises
         ------
         ValueError
-            Where the two differ by more than the square root of the dtype's precision, relative to |A u| |v|.
+            If the two differ by more than the square root of the dtype's precision, relative to |A u| |v|.
         """
         check_state("x", x)
         rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ class LinearOperator:
             if not abs(pair[0] - pair[1]) <= _precision(x) ** 0.5 * scale:
                 raise ValueError(
                     f"adjoint of {self.name} is not the transpose of apply: <A u, v> = {pair[0]:.6g}, <u, A^T v> = {pair[1]:.6g}; "
-                    "correct it, see that apply is linear (no constant term), or leave the adjoint to torch or JAX"
+                    "correct it, make sure that apply is linear (no constant term), or leave the adjoint to torch or JAX"
                 )
 
 
@@ -99,15 +99,15 @@ def mask(known: Any) -> LinearOperator:
     Parameters
     ----------
     known : array of bool, or of 0 and 1
-        1 where x is known; of the shape of a sample, or with a batch axis for a mask for each. An axis of length 1 is repeated,
-        such as that of channels. What y has where `known` is 0 is not looked at.
+        1 where x is known. It has the shape of a sample, or a batch axis for one mask per sample. An axis of length 1, such as
+        that of channels, is repeated. Entries of y where `known` is 0 are ignored.
 
     Raises
     ------
     TypeError
-        Where it is no array of numbers.
+        If it is not an array of numbers.
     ValueError
-        Where it has an entry other than 0 and 1; and, on use, where it is of another size than x.
+        If it has an entry other than 0 and 1; and, on use, if its size does not match that of x.
     """
     if not is_traced(known):
         values = array("known", known.astype(np.float64) if _is_bool(known) else known, "0 or 1")
@@ -133,12 +133,12 @@ def downsample(factor: int | tuple[int, ...]) -> LinearOperator:
     Parameters
     ----------
     factor : int or tuple of int
-        One for each of the last axes; an int is for the last two, the height and the width of images.
+        One for each of the last axes. An int applies to the last two, the height and the width of images.
 
     Raises
     ------
     ValueError
-        Where a factor is no whole number of at least 1; and, on use, where it does not divide the size of x.
+        If a factor is not a whole number of at least 1; and, on use, if it does not divide the size of x.
     """
     given = factor if isinstance(factor, tuple | list) else (factor, factor)
     factors = tuple(whole(f"factor[{i}]" if given is factor else "factor", f) for i, f in enumerate(given))
@@ -174,19 +174,19 @@ def blur(kernel: Any) -> LinearOperator:
     Parameters
     ----------
     kernel : array
-        Real, over the last `kernel.ndim` axes of x, and no larger than these; its centre is at index size // 2.
+        Real. It covers the last `kernel.ndim` axes of x and is no larger than these; its centre is at index size // 2.
 
     Notes
     -----
-    A is diagonal in the Fourier basis. The pseudo-inverse leaves out the frequencies with \|k\|^2 + s below the precision of x
-    times the greatest: a kernel that hardly passes them says nothing of them.
+    A is diagonal in the Fourier basis. The pseudo-inverse leaves out frequencies whose \|k\|^2 + s is below the largest one times
+    the precision of x: a kernel that hardly passes them says nothing about them.
 
     Raises
     ------
     TypeError
-        Where the kernel is no array of real numbers.
+        If the kernel is not an array of real numbers.
     ValueError
-        Where it is empty, not finite or all 0; and, on use, where it is larger than x.
+        If it is empty, not finite or all 0; and, on use, if it is larger than x.
     """
     values = array("kernel", kernel)
     if not (values.ndim and values.size and np.isfinite(values).all() and values.any()):
@@ -216,29 +216,29 @@ def blur(kernel: Any) -> LinearOperator:
 
 
 def linear(function_of_x: Map, shape: tuple[int, ...], adjoint: Map | None = None, *, iterations: int = 50) -> LinearOperator:
-    r"""Return the operator of any linear function, in torch or JAX, which derive the transpose; in NumPy it is given.
+    r"""Return the operator of any linear function; torch and JAX derive the transpose, and NumPy needs the adjoint.
 
-    The regularised inverse is by conjugate gradients on \|A x - r\|^2 + s \|x\|^2 (CGLS, Björck, Numerical Methods for Least
-    Squares Problems, 1996, section 7.4), for each sample of its own. It also settles where A A^T is singular.
+    The regularised inverse uses conjugate gradients on \|A x - r\|^2 + s \|x\|^2 (CGLS, Björck, Numerical Methods for Least
+    Squares Problems, 1996, section 7.4), for each sample separately. It also converges if A A^T is singular.
 
     Parameters
     ----------
     function_of_x : callable
         x -> A x, from (batch, \*shape) to (batch, ...), the same for each sample, without a constant term.
     shape : tuple of int
-        Of one sample.
+        The shape of one sample.
     adjoint : callable, optional
-        y -> A^T y. `LinearOperator.check_adjoint` tells whether it is one.
+        y -> A^T y. `LinearOperator.check_adjoint` checks it.
     iterations : int
-        At most so many, each of one A and one A^T; a sample stops at the precision of its dtype. As many as there are
-        measurements suffice but for rounding; fewer do where the singular values of A are alike.
+        The maximal number of iterations, each with one A and one A^T. A sample stops at the precision of its dtype. Up to
+        rounding, as many iterations as measurements suffice; fewer do if the singular values of A are similar.
 
     Raises
     ------
     TypeError
-        Where function_of_x or adjoint is no function of one array; on use in NumPy, where the adjoint is missing.
+        If function_of_x or adjoint is not a function of one array; on use in NumPy, if the adjoint is missing.
     ValueError
-        For a shape that is no tuple of whole numbers; and, on use, for an x of another shape, or a function without gradients.
+        If shape is not a tuple of whole numbers; and, on use, if x has another shape, or the function has no gradients.
     """
     function("function_of_x", function_of_x, "x")
     if adjoint is not None:
@@ -266,7 +266,7 @@ def beside(argument: str, values: Any, x: Any) -> Any:
     Raises
     ------
     TypeError
-        Where it is of another framework, other than NumPy.
+        If it is of a framework that is neither that of x nor NumPy.
     """
     backend = backend_of(x)
     if backend_of(values) is backend:

@@ -31,6 +31,10 @@ _DEEPEST = 100
 Made = TypeVar("Made")
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
 def _default() -> Array:
     return np.empty(0)
 
@@ -43,8 +47,8 @@ def _default_flags() -> Flags:
 class Plan:
     r"""A sampler as a table; `deis.make_plan` builds one, `deis.sample` runs it.
 
-    With `x` the state that the network sees, `base` the last accepted state and `history` the last W predictions, newest
-    first, row i of n evaluates the network once and does::
+    Let `x` be the state that the network sees, `base` the last accepted state, and `history` the last W predictions, newest
+    first. Row i of n evaluates the network once and does::
 
         p       = prediction at (x, t[i])
         history = [p, *history][:W]
@@ -54,47 +58,47 @@ class Plan:
     Attributes
     ----------
     t : array of shape (n + 1,)
-        The time that the network is told in each evaluation; t[0] is where the sample starts, t[n] where it ends. In a fitted plan
-        the times between are near those of the states, no more. Times fall from noise to data, or rise in a plan that encodes.
+        The time given to the network in each evaluation. The sample starts at t[0] and ends at t[n]. In a fitted plan the times
+        in between are only close to those of the states. Times fall from noise to data, or rise in a plan that encodes.
     alpha, sigma : arrays of shape (n + 1,)
-        The schedule at these times.
+        The values of the schedule at these times.
     keep_x, next_x : arrays of shape (n,)
     keep_p, next_p : arrays of shape (n, W)
     keep_z : array of shape (n,), optional
-        The noise of a stochastic method; by default 0, and no random number is drawn for a row where it is.
+        The noise of a stochastic method; by default 0. A row where it is 0 draws no random number.
     accepts : array of bool of shape (n,), optional
-        False for a stage: the x after the row is no state to be reported. By default a row accepts where it changes base.
+        False for a stage: the x after the row is not reported as a state. By default a row accepts where it changes base.
     calls : array of bool of shape (n,), optional
-        False for a row without an evaluation, whose p is guess[i] * x; by default every row makes one.
+        False for a row without an evaluation, whose p is guess[i] * x. By default every row makes one.
     guess : array of shape (n,), optional
-        See calls; 0 by default, and where a row calls.
+        See calls. 0 by default, and 0 in every row that calls.
     form : {"eps", "data"}
         What p stands for: the noise eps or the data x_0.
     discrete : bool
-        Whether the model is given integer times.
+        Whether the model takes integer times.
     method, grid, schedule : str
         What the plan was made from, for the reader.
     fitted : str
         What the coefficients were fitted to, such as the measured norm of a network's predictions; empty for the exact methods.
     provenance : mapping
-        How a calibrated plan was made, as `deis.calibrate` writes it: JSON, by name.
+        How a calibrated plan was made, as written by `deis.calibrate`: JSON values by name.
 
     Raises
     ------
     ValueError
-        Where the shapes disagree, a number is not finite, times turn back from step to step (within one, noise may raise
-        them, and a stage may look ahead as far as the end of the next step), a plan that encodes adds noise, a row uses a
-        prediction from before the first or makes one that nothing uses, or the table does not carry alpha x_0 + sigma eps exactly
-        from each time to the next, where independent noise adds in squares. That last test, for constant x_0 and eps, is the
-        partition of unity of every method at once; a fitted plan is free of it.
+        If the shapes disagree or a number is not finite. If times turn back from step to step; within a step, noise may raise
+        them, and a stage may look ahead as far as the end of the next step. If a plan that encodes adds noise. If a row uses a
+        prediction from before the first, or makes one that nothing uses. If the table does not carry alpha x_0 + sigma eps
+        exactly from each time to the next, where independent noise adds in squares. This last check, for constant x_0 and eps,
+        is the partition of unity for every method at once. A fitted plan is exempt from it.
 
     Notes
     -----
-    A row without a call whose guess is 1 puts x itself among the predictions, so that later rows may use past states: the exactly
-    invertible methods do. A plan that takes such a method back begins with two states, see `pair`.
+    A row without a call whose guess is 1 puts x itself among the predictions, so that later rows can use past states. The exactly
+    invertible methods do this. The reverse of such a plan begins with two states; see `pair`.
 
-    The arrays are read-only and a plan hashes by its content, so that it may be shared by threads, closed over by a jitted
-    function or passed to one as a static argument.
+    The arrays are read-only and a plan hashes by its content. Threads can share it, and a jitted function can close over it or
+    take it as a static argument.
     """
 
     t: Array
@@ -145,12 +149,12 @@ class Plan:
 
     @cached_property
     def groups(self) -> tuple[range, ...]:
-        """The rows, in groups that `deis.sample(..., parallel=True)` evaluates side by side, in one call; see `deis.groups`."""
+        """The rows in groups, each of which `deis.sample(..., parallel=True)` evaluates in one call; see `deis.groups`."""
         return group_rows(self.rows)
 
     @cached_property
     def depth(self) -> int:
-        """The number of evaluations one after the other, where those that do not wait for each other are made in one call."""
+        """The number of calls one after the other, where evaluations that do not depend on each other share one call."""
         return sum(any(self.rows[i].calls for i in group) for group in self.groups)
 
     @cached_property
@@ -160,9 +164,9 @@ class Plan:
 
     @cached_property
     def hands_on(self) -> bool:
-        """Whether the first row makes no call and leaves x as it is, so that the first call is told a later time than the start.
+        """Whether the first row makes no call and leaves x as it is, so that the first call gets a lower time than the start.
 
-        Fitted plans begin so: a network may do better at the noise itself when it is told less of it.
+        Some fitted plans begin like this: on pure noise a network may do better when its timestep stands for less noise.
         """
         row = self.rows[0]
         moves = (row.keep_x, row.next_x, row.guess, *row.keep_p, *row.next_p) != (1, 1, *[0] * (1 + 2 * self.window))
@@ -170,7 +174,7 @@ class Plan:
 
     @cached_property
     def pair(self) -> bool:
-        """Whether the plan begins with two states, x and as base the one after it: its first row passes from x to base."""
+        """Whether the plan begins with two states: x, and as base the one after it. Its first row passes from x to base."""
         row = self.rows[0]
         passes = (row.keep_x, row.next_x, row.guess, *row.keep_p, *row.next_p) == (1, 1, 1, *[0] * (2 * self.window))
         return passes and row.accepts and not row.calls
@@ -182,7 +186,7 @@ class Plan:
 
     @cached_property
     def invertible(self) -> bool:
-        """Whether the plan can be taken back exactly, see `reverse`: its steps have a_i, b_i and c_i alone, a_i not 0."""
+        """Whether the plan can be reversed exactly, see `reverse`: its steps have only a_i, b_i and c_i, and a_i is not 0."""
         rows, n = len(self.rows), len(self.rows) // 2
         if self.window != 4 or rows < 4 or rows % 2 or self.stochastic:
             return False
@@ -192,15 +196,15 @@ class Plan:
         return bool(flags.all() and not any(v.any() for v in others) and np.count_nonzero(self.keep_p[3::2, 2]) == n - 1)
 
     def reverse(self) -> Plan:
-        """Return the plan that takes the last two states of this one back to its first, exactly; `deis.invert` runs it.
+        """Return the plan that takes the last two states of this one exactly back to its first; `deis.invert` runs it.
 
-        Step i of an exactly invertible method is x_{i+1} = a_i x_{i-1} + b_i x_i + c_i p_i, which solved for x_{i-1} calls the
-        network at the same states as before, and so finds them again to rounding.
+        Step i of an exactly invertible method is x_{i+1} = a_i x_{i-1} + b_i x_i + c_i p_i. Solved for x_{i-1}, it calls the
+        network at the same states as before, and so recovers them up to rounding.
 
         Raises
         ------
         ValueError
-            Where the method is not exactly invertible: "bdia" and "belm" are.
+            If the method is not exactly invertible; "bdia" and "belm" are.
         """
         return _reverse(self)
 
@@ -211,14 +215,14 @@ class Plan:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """The table row by row, in plain Python numbers, as a loop wants it."""
+        """The table row by row, in plain Python numbers, as a loop needs it."""
         columns = {name: getattr(self, name).tolist()[: len(self.keep_x)] for name in Row._fields}
         columns["keep_p"], columns["next_p"] = map(tuple, columns["keep_p"]), map(tuple, columns["next_p"])
         return tuple(Row(*row) for row in zip(*columns.values(), strict=True))
 
     def once(self, make: Callable[..., Made], *of: Any) -> Made:
-        """Return make(plan, *of), which is made once and freed with the plan; it is to be few and small, and no tensor."""
-        if is_compiling():  # a graph would be guarded by whether it was made before
+        """Return make(plan, *of), made once and freed with the plan. Such values must be few and small, and not tensors."""
+        if is_compiling():  # the graph would get a guard on whether the value was made before
             return make(self, *of)
         try:
             return self._made[make, of]
@@ -229,12 +233,12 @@ class Plan:
     def _made(self) -> dict[Any, Any]:
         return {}
 
-    def __getstate__(self) -> dict[str, Any]:  # without what others made
+    def __getstate__(self) -> dict[str, Any]:  # without the cached values
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def ts(self) -> Array:
-        """The times of the accepted states, from the start to the end: those of a trajectory."""
+        """The times of the accepted states from start to end, which are those of a trajectory."""
         return np.concatenate([self.t[:1], self.t[1:][self.accepts]])
 
     @property
@@ -243,9 +247,9 @@ class Plan:
         return len(self.ts) - 1
 
     def matches(self, sde: Schedule, tolerance: float = 1e-6) -> bool:
-        """Tell whether a schedule has the alpha and sigma of this plan at its times: whether it was made for that schedule.
+        """Return whether a schedule has this plan's alpha and sigma at its times, that is, whether the plan was made for it.
 
-        `tolerance` is relative; other people's tables in float32 err by 1e-3 where sigma is small.
+        `tolerance` is relative. Tables that other libraries compute in float32 are off by 1e-3 where sigma is small.
         """
         check_schedule(sde)
         tolerance = number("tolerance", tolerance, least=0)
@@ -260,15 +264,14 @@ class Plan:
 
     @property
     def _titles(self) -> tuple[str, str]:
-        """What the plan is, and where it comes from."""
-        calls = f" in {self.depth} calls" if self.depth < self.nfe else ""
-        title = (
-            f"Plan {self.method or 'of unknown method'}: {self.nfe} evaluations{calls} in {self.num_step} steps, {self.form} form"
-        )
+        """What the plan is, and what it was made from."""
+        calls = f" in {_count(self.depth, 'call')}" if self.depth < self.nfe else ""
+        size = f"{_count(self.nfe, 'evaluation')}{calls} in {_count(self.num_step, 'step')}"
+        title = f"Plan {self.method or 'of unknown method'}: {size}, {self.form} form"
         return title, ", ".join(text for text in (self.schedule, self.grid, self.fitted and f"fitted to {self.fitted}") if text)
 
     def _repr_html_(self) -> str:
-        """Return the plan as a notebook shows it: a small picture, and the table to unfold."""
+        """Return the plan as a notebook shows it: a small picture and a table that unfolds."""
         from .plan_html import html_of
 
         return html_of(self, *self._titles)
@@ -276,21 +279,22 @@ class Plan:
     def plot(self, sde: Schedule | None = None) -> Figure:
         """Return the plan as a picture, a matplotlib `Figure`: ``plan.plot().savefig("plan.png")``.
 
-        Above are the times of its states and stages on an axis of log(sigma/alpha), beside those of the usual grids in as many
-        steps; in the middle the table, a row for a row and 0 left blank; below the noise level sigma/alpha of x at each row.
+        The top panel shows the times of its states and stages on an axis of log(sigma/alpha), beside the usual grids with as many
+        steps. The middle panel shows the table row by row, with 0 left blank. The bottom panel shows the noise level sigma/alpha
+        of x at each row.
 
         Parameters
         ----------
         sde : Schedule, optional
-            The schedule that the plan was made for, of which the grids in t are drawn. By default the one that `schedule` names;
-            a schedule of your own or a discrete one cannot be told by its name.
+            The schedule that the plan was made for, used to draw the grids in t. By default the one named in `schedule`. A custom
+            or a discrete schedule cannot be found by its name.
 
         Raises
         ------
         ImportError
-            Where matplotlib is missing; it says how to install it.
+            If matplotlib is missing; the message says how to install it.
         TypeError, ValueError
-            Where sde is no schedule, or not the plan's.
+            If sde is not a schedule, or not the plan's.
         """
         from .plots import plot_plan
 
@@ -325,16 +329,16 @@ class Plan:
         Raises
         ------
         ValueError
-            Where the file is truncated, is no plan, comes from a later version, or was changed after it was saved; it says
-            which.
+            If the file is truncated, is not a plan, comes from a later version, or was changed after it was saved. The message
+            says which.
         FileNotFoundError
-            Where there is none.
+            If there is no such file.
         """
         return read_document(path, cls.from_document)
 
     @classmethod
     def from_document(cls, document: object) -> Plan:
-        """Return the plan of a `document`, as JSON reads it.
+        """Return the plan of a `document` as read from JSON.
 
         Raises
         ------
@@ -362,7 +366,7 @@ def _check_shapes(plan: Plan) -> None:
     if plan.t.size and plan.t[-1] > plan.t[0] and (plan.keep_z != 0).any():
         raise ValueError(
             f"the plan {plan.method!r} rises from t={plan.t[0].item()!r} to {plan.t[-1].item()!r} and adds noise; from data to "
-            "noise the way is deterministic: use a method without noise, such as 'tab3', or eta=0 or tau=0"
+            "noise a plan must be deterministic: use a method without noise, such as 'tab3', or eta=0 or tau=0"
         )
     for name in TABLES:
         values = getattr(plan, name)
@@ -419,7 +423,7 @@ def _check_times(plan: Plan) -> None:
         raise ValueError(f"t of every stage must lie within its step or the next, and t is {plan.t.tolist()}")
     if plan.discrete and (plan.t != np.rint(plan.t)).any():
         raise ValueError(f"t must be whole numbers in a discrete plan, and is {plan.t.tolist()}")
-    first = int(plan.pair)  # the other state is there to be left
+    first = int(plan.pair)  # a pair only passes through its first state, so the form needs no meaning there
     start = plan.t[first].item()
     for form, other, level in (("eps", "data", "alpha"), ("data", "eps", "sigma")):
         if plan.form == form and getattr(plan, level)[first] == 0:
@@ -432,18 +436,18 @@ def _check_use(plan: Plan) -> None:
     for i in range(n):
         if weight[i, i + 1 :].any():
             raise ValueError(
-                f"row {i} uses a prediction from before the first: it has {i + 1}, and weights {plan.keep_p[i].tolist()}"
+                f"row {i} uses a prediction from before the first: it has {i + 1}, and the weights {plan.keep_p[i].tolist()}"
             )
         if plan.calls[i] and not any(weight[i + j, j] for j in range(min(window, n - i))):
             raise ValueError(f"row {i} wastes an evaluation: no row gives the prediction at t={plan.t[i].item()!r} any weight")
 
 
 def _check_transport(plan: Plan) -> None:
-    """Run the table on x = alpha x_0 + sigma eps for constant x_0 and eps, as (alpha, sigma); every consistent method is exact."""
+    """Run the table on x = alpha x_0 + sigma eps for constant x_0 and eps, as (alpha, sigma). Every consistent method is exact."""
     exact = np.stack([plan.alpha, plan.sigma], axis=1)
-    # A polynomial far outside its nodes has weights of millions, whose own rounding is not an inconsistency.
+    # A polynomial far outside its nodes has weights in the millions. Their rounding is not an inconsistency.
     weight = np.maximum.accumulate(np.abs(plan.keep_p).sum(axis=1) + np.abs(plan.next_p).sum(axis=1))
-    for past in {bool((plan.guess == 1).any()), False}:  # a guess of 1 is x itself, and may be one of p
+    for past in {bool((plan.guess == 1).any()), False}:  # a guess of 1 may mean x itself, or a guess at p
         states = _transported(plan, exact, past)
         with np.errstate(all="ignore"):
             error = np.abs(states - exact[1:]) / exact.max(axis=0)
@@ -453,13 +457,13 @@ def _check_transport(plan: Plan) -> None:
     else:
         i = int(np.argmax(wrong))
         raise ValueError(
-            f"row {i} is inconsistent: from alpha x_0 + sigma eps it goes to {states[i].tolist()} in place of "
+            f"row {i} is inconsistent: from alpha x_0 + sigma eps it goes to {states[i].tolist()} instead of "
             f"(alpha, sigma)={exact[i + 1].tolist()} at t={plan.t[i + 1].item()!r}; check keep_x, keep_p, keep_z, next_x and next_p"
         )
 
 
 def _transported(plan: Plan, exact: Array, past: bool) -> Array:
-    """Return the states after each row, where guesses stand for the prediction, except with `past` those of 1 for x itself."""
+    """Return the states after each row. Guesses stand for the prediction; with `past`, guesses of 1 stand for x itself."""
     states: list[Array] = []
     p = np.array([0.0, 1.0]) if plan.form == "eps" else np.array([1.0, 0.0])
 
@@ -478,7 +482,7 @@ def _reverse(plan: Plan) -> Plan:
     if not plan.invertible:
         raise ValueError(
             f"the plan {plan.method!r} of {plan.num_step} steps cannot be reversed exactly; use 'bdia' or 'belm' in two steps or "
-            "more. deis.make_plan(..., direction='encode') has the way back, to its error, of every method"
+            "more. For any other method, deis.make_plan(..., direction='encode') leads back up to its discretization error"
         )
     a, b, c = plan.keep_p[3::2, 2][::-1], plan.keep_x[3::2][::-1], plan.keep_p[3::2, 1][::-1]
     n = 2 * len(a) + 1
@@ -495,7 +499,7 @@ def _reverse(plan: Plan) -> Plan:
 
 
 def _json(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of what JSON can hold, of a depth that no reader or writer trips over later."""
+    """Return a copy of what JSON can hold, not nested too deep for later readers and writers."""
     try:
         copy = json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

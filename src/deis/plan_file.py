@@ -14,12 +14,12 @@ Content = TypeVar("Content")
 FORMAT = "deis.plan"
 VERSION = 3
 TABLES = {"t": 1, "alpha": 1, "sigma": 1, "keep_x": 1, "keep_p": 2, "keep_z": 1, "next_x": 1, "next_p": 2, "guess": 1}
-"""The columns of numbers, and how many dimensions each has."""
+"""The columns of numbers, and the number of dimensions of each."""
 FLAGS = ("accepts", "calls")
 
 
 def document_of(content: str) -> dict[str, Any]:
-    """Return what a file holds of a plan, which is given as canonical JSON."""
+    """Return the contents of the file of a plan, given as canonical JSON."""
     return {"format": FORMAT, "version": VERSION, "sha256": digest(content), "plan": json.loads(content)}
 
 
@@ -29,9 +29,9 @@ def read_document(path: str | os.PathLike[str], build: Callable[[object], Conten
     Raises
     ------
     ValueError
-        Where the file is no JSON, or `build` refuses it; it names the file.
+        If the file is not JSON, or `build` refuses it; the message names the file.
     FileNotFoundError
-        Where there is none.
+        If there is no such file.
     """
     data = read(path)
     try:
@@ -41,12 +41,12 @@ def read_document(path: str | os.PathLike[str], build: Callable[[object], Conten
 
 
 def read_content(document: object, names: set[str]) -> tuple[dict[str, Any], object]:
-    """Return the fields of a plan from a document, checked to be those of the names, and their checksum.
+    """Return the fields of a plan from a document, checked against the expected names, and their checksum.
 
     Raises
     ------
     ValueError
-        Where the document is none of a plan, of another version, or its fields are others or of other types.
+        If the document is not a plan or of another version, or its fields have other names or types.
     """
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
@@ -61,7 +61,7 @@ def read_content(document: object, names: set[str]) -> tuple[dict[str, Any], obj
         raise ValueError(f"it must hold format, version, sha256 and plan, and holds {shown(sorted(map(str, document)))}")
     if set(content) != names:
         unknown = sorted(map(str, set(content) - names))
-        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown {shown(unknown)}")
+        raise ValueError(f"its plan lacks {sorted(names - set(content))} and has the unknown fields {shown(unknown)}")
     for name, ndim in TABLES.items():
         if not _is_table(content[name], ndim):
             raise ValueError(f"its {name} is not a table of numbers of {ndim} dimension(s)")

@@ -28,9 +28,9 @@ GRIDS = (
     ("log rho, even", "log", 1.0),
     ("vp_t, power 2", "vp_t", 2.0),
 )
-"""The grids to compare with, as they are called in the picture, and as `deis.make_grid` calls them."""
+"""The grids to compare with: the name in the picture, then ts_phase and ts_order of `deis.make_grid`."""
 
-# Okabe & Ito's colours, which colour-blind readers tell apart; markers and dashes say the same in grey.
+# Okabe & Ito's colours, which colour-blind readers can tell apart; markers and dashes carry the same information in grey.
 _BLUE, _VERMILION, _ORANGE, _GREY = "#0072B2", "#D55E00", "#E69F00", "#666666"
 _NEGATIVE_TO_POSITIVE = LinearSegmentedColormap.from_list(
     "weights", [(0, _VERMILION), (0.5, "#F9DCC8"), (0.5, "#D3E7F5"), (1, _BLUE)]
@@ -44,7 +44,7 @@ _MAKERS: dict[str, Callable[..., Schedule]] = {
 
 
 class Table(Protocol):
-    """What is drawn of a `deis.Plan`."""
+    """The parts of a `deis.Plan` that are drawn."""
 
     @property
     def t(self) -> Array: ...
@@ -80,7 +80,7 @@ class Table(Protocol):
 
 
 def plot_plan(plan: Table, title: str, about: str, sde: Schedule | None = None) -> Figure:
-    """Return the picture of `deis.Plan.plot`, below a title and where the plan comes from."""
+    """Return the picture of `deis.Plan.plot`, with a title above it and the plan's origin below."""
     rows, columns = plan.keep_x.size, len(weight_columns(plan))
     heights = (2.1, float(np.clip(0.24 * rows, 0.7, 4.0)) + 0.9, 2.3)
     figure = Figure(figsize=(7.0, sum(heights) + 0.6), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08), facecolor="white")
@@ -114,7 +114,7 @@ def noise_levels(plan: Table) -> Array:
 
 
 class NoiseScale(NamedTuple):
-    """An axis of log rho from `low` to `high`; what is infinite stands at the margin, beyond a dotted line."""
+    """An axis of log rho from `low` to `high`; infinite values are drawn in the margin, beyond a dotted line."""
 
     low: float
     high: float
@@ -132,15 +132,15 @@ class NoiseScale(NamedTuple):
 
     @property
     def margin(self) -> float:
-        """How far beyond the ends the infinite stands."""
+        """How far beyond the ends infinite values are drawn."""
         return 0.1 * (self.high - self.low)
 
     def place(self, levels: Array) -> Array:
-        """Return where levels are drawn: log rho itself, where it is finite."""
+        """Return where noise levels are drawn: at log rho itself if it is finite."""
         return np.clip(levels, self.low - self.margin, self.high + self.margin)
 
     def show_on(self, axis: Any, line: Callable[..., Any]) -> None:
-        """Label an axis with noise levels; `line` draws what parts the margin from it."""
+        """Label an axis with noise levels; `line` draws the border of the margin."""
         bounds = np.exp([self.low, self.high])
         rho = LogLocator(numticks=8).tick_values(*bounds)
         if np.count_nonzero((rho >= bounds[0]) & (rho <= bounds[1])) < 3:
@@ -164,7 +164,7 @@ def _power(value: float) -> str:
 
 
 def schedule_of(plan: Table) -> Schedule | None:
-    """Return the schedule that a plan was made for, between the plan's own ends; None where its name does not tell."""
+    """Return the schedule that a plan was made for, or None if its name does not tell."""
     match = re.fullmatch(r"([\w.]+)\((.*)\)", plan.schedule)
     if match is None or match[1] not in _MAKERS:
         return None
@@ -172,17 +172,17 @@ def schedule_of(plan: Table) -> Schedule | None:
     try:
         given = [float(value) for name, _, value in parts if not name]
         sde = _MAKERS[match[1]](*given, **{name: float(value) for name, _, value in parts if name})
-    except (TypeError, ValueError):  # a name that a file was given by hand
+    except (TypeError, ValueError):  # a name written into a file by hand
         return None
     return sde if plan.matches(sde) else None
 
 
 def usual_grids(plan: Table, sde: Schedule | None) -> dict[str, Array | None]:
-    """Return log rho at the times of each of `GRIDS` between the plan's ends, in as many steps; None where there is none."""
+    """Return log rho at the times of each of `GRIDS` between the plan's ends, in as many steps; None if there is no such grid."""
     levels = noise_levels(plan)[[0, -1]]
     ends = plan.t[[0, -1]]
     known = sde is not None
-    if sde is None:  # all grids but those of t are grids of noise levels, whatever the schedule
+    if sde is None:  # all grids except those in t are grids of noise levels, whatever the schedule
         sde, ends = FlowMatching(), FlowMatching().t_of_log_rho(levels)
     found: dict[str, Array | None] = {}
     for name, phase, power in GRIDS:
@@ -204,7 +204,7 @@ def draw_times(ax: Any, plan: Table, scale: NoiseScale, sde: Schedule | None = N
     Raises
     ------
     ValueError
-        Where sde is not the schedule that the plan was made for.
+        If sde is not the schedule that the plan was made for.
     """
     if sde is not None:
         check_schedule(sde)
@@ -217,7 +217,7 @@ def draw_times(ax: Any, plan: Table, scale: NoiseScale, sde: Schedule | None = N
     for y, (name, grid) in enumerate(usual_grids(plan, sde).items(), 1):
         if grid is None:
             unknown = name.startswith("t,") and sde is None
-            why = "not known without the schedule: plan.plot(sde)" if unknown else r"none: $\rho$ ends at 0 or $\infty$"
+            why = "unknown without the schedule: plan.plot(sde)" if unknown else r"none: $\rho$ ends at 0 or $\infty$"
             ax.text(0.5, y, why, fontsize=_TINY, color=_GREY, ha="center", va="center", transform=ax.get_yaxis_transform())
         else:
             ax.plot(scale.place(grid), np.full(len(grid), y), "|", color="black", markersize=9, label=name)
@@ -235,12 +235,12 @@ def draw_times(ax: Any, plan: Table, scale: NoiseScale, sde: Schedule | None = N
 
 
 def staged(plan: Table) -> bool:
-    """Tell whether x is another than base after some row, so that the next part of the table says something."""
+    """Return whether x differs from base after some row, so that the next part of the table says something."""
     return bool((plan.next_x != 1).any() or (plan.next_p != 0).any())
 
 
 def weight_columns(plan: Table) -> dict[str, Array]:
-    """Return the columns of the table that are drawn, by name: keep_x, keep_p, keep_z of noise, and next where there is any."""
+    """Return the columns of the table to draw, by name: keep_x, keep_p, keep_z if there is noise, and next if it says something."""
     columns = {"keep_x": plan.keep_x}
     columns |= {f"keep_p[{j}]": column for j, column in enumerate(plan.keep_p.T)}
     columns |= {"keep_z": plan.keep_z} if plan.keep_z.any() else {}
@@ -250,9 +250,9 @@ def weight_columns(plan: Table) -> dict[str, Array]:
 
 
 def draw_weights(ax: Any, plan: Table, *, numbers: bool, named: bool, title: str = "") -> None:
-    """Draw the table as a map of colours, a row for a row and 0 left blank: with its numbers, or hatched where they are negative.
+    """Draw the table as a colour map, row by row and 0 left blank, with its numbers, or hatched where they are negative.
 
-    Where the columns are not all `named`, those of x are, with which each half begins.
+    If not all columns are `named`, only the x columns are, which begin each half.
     """
     columns = weight_columns(plan)
     values = np.ma.masked_equal(np.stack(list(columns.values()), axis=1), 0)
@@ -341,7 +341,7 @@ def draw_path(ax: Any, plan: Table, scale: NoiseScale) -> None:
     ax.set_ylabel(r"noise level $\sigma/\alpha$", fontsize=_SMALL)
     ax.legend(fontsize=_TINY, loc="best", framealpha=0.9)
     called = "each calls the network" if plan.nfe == n else f"{plan.nfe} of {n} call the network"
-    _finish(ax, "The noise level told to the network", f"row of the plan; {called}")
+    _finish(ax, "The noise level given to the network", f"row of the plan; {called}")
 
 
 def _size(plan: Table) -> int:

@@ -10,7 +10,7 @@ clock u. Where the step renews part of the noise, at the rate tau (arXiv 2309.05
 
     rho(t)^(tau^2) d(rho^-(1 + tau^2))
 
-Gauss-Legendre in log rho, panel by panel, gets it to rounding with the values of the schedule alone.
+Gauss-Legendre quadrature in log rho, panel by panel, computes it to rounding from the values of the schedule alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Norm = Callable[[Array], Array]
 
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(32)
 _PANEL = 3.0  # widest panel in log rho; wider ones lose digits at 32 points
-_REACH = 40.0  # e^-40 is below the rounding of the whole: where an integral reaches rho = 0 or infinity it ends here
+_REACH = 40.0  # an integral that reaches rho = 0 or infinity is cut off here: e^-40 is below the rounding of the whole
 
 
 def lagrange_integrals(
@@ -56,28 +56,28 @@ def lagrange_integrals(
     node_t : array of shape (steps, k)
         The times of the predictions, newest first.
     start, end : arrays of shape (steps,)
-        The times s and t of each step; t < s towards the data, and t > s towards the noise.
+        The times s and t of each step: t < s towards the data, and t > s towards the noise.
     tau : float or array of shape (steps,)
-        The rate of renewal of the noise; the data form only, and steps towards the data.
+        The rate at which the noise is renewed; only in the data form, and for steps towards the data.
     norm : callable, optional
-        c(t): the polynomials go through p_j / c(t_j), and their sum is multiplied by c again (arXiv 2311.00157).
+        c(t): the polynomial goes through p_j / c(t_j), and is multiplied by c again (arXiv 2311.00157).
 
     Returns
     -------
     array of shape (steps, k)
-        The weights C; without norm each row sums to the weight of the constant, alpha(t) (rho(t) - rho(s)) or sigma(t) (1/rho(t) -
-        1/rho(s)), or with tau alpha(t) (1 - (rho(t)/rho(s))^(1 + tau^2)).
+        The weights C. Without norm each row sums to the weight of the constant: alpha(t) (rho(t) - rho(s)) in the eps form, and
+        sigma(t) (1/rho(t) - 1/rho(s)) in the data form, or with tau alpha(t) (1 - (rho(t)/rho(s))^(1 + tau^2)).
     """
     power = np.ones(len(start)) if form == "eps" else np.broadcast_to(1 + np.square(tau), start.shape)
     from_, to = sde.log_rho(start), sde.log_rho(end)
     low, high = np.minimum(from_, to), np.maximum(from_, to)
     rises = to > from_
     if form == "eps":
-        # At alpha = 0 the weight d(rho) gathers at the end itself, and any far point stands for it.
+        # At alpha = 0 the weight d(rho) concentrates at the end itself, and any far point can stand for it.
         high = np.minimum(high, np.maximum(low, 0.0) + 2 * _REACH)
         low = np.maximum(low, high - _REACH)
         scale = np.where(rises, sde.sigma(end), -sde.alpha(end) * np.exp(np.where(rises, 0.0, high)))
-    else:  # so it does at sigma = 0 the weight d(1/rho)
+    else:  # likewise the weight d(1/rho) at sigma = 0
         low = np.maximum(low, np.minimum(high, 0.0) - 2 * _REACH)
         high = np.minimum(high, low + _REACH / power)
         scale = np.where(rises, -sde.sigma(end) * np.exp(-np.where(rises, low, 0.0)), sde.alpha(end))
@@ -96,9 +96,9 @@ def lagrange_integrals(
 
 
 def _node_clock(sde: Schedule, clock: Clock, node_t: Array) -> Array:
-    """Return u of the nodes, by way of log rho as the quadrature points come: the inverse's own bias drops out of differences.
+    """Return u at the nodes, by way of log rho as at the quadrature points, so that the bias of the inverse cancels.
 
-    It matters where nodes crowd: 1e-4 apart near t = 1 of the cosine schedule, a bias of 1e-16 in t is one of 1e-12 in the weights.
+    It matters where nodes crowd: 1e-4 apart near t = 1 of the cosine schedule, a bias of 1e-16 in t is 1e-12 in the weights.
     """
     log_rho = sde.log_rho(node_t)
     finite = np.isfinite(log_rho)

@@ -1,8 +1,8 @@
 """RePaint's resampling as a plan: every step is made several times, with a jump back by the forward diffusion between.
 
-A jump is a row as any other, which makes no call and adds noise: so every executor runs it, and `nfe` counts the calls. Behind it
-the predictions from before are those of another trajectory: at the new noise a polynomial through both would not converge. So
-each further pass begins as a cut plan does, with a step of first order, and the next step goes on from the last pass.
+A jump is an ordinary row that makes no call and adds noise, so every executor can run it, and `nfe` still counts the calls. After
+a jump, the earlier predictions belong to another trajectory, and a polynomial through old and new ones would not converge. So each
+further pass begins like a cut plan, with a step of first order, and the next step continues from the last pass.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def resampled(plan: Plan, sde: Schedule, passes: int) -> Plan:
     Raises
     ------
     UserWarning
-        Where the plan is a calibrated one, in whose place "auto" is taken, with as many evaluations a pass; see `deis.cut_plan`.
+        If the plan is a calibrated one. It is replaced by "auto" with as many evaluations per pass; see `deis.cut_plan`.
     ValueError
-        Where a pass leaves evaluations for the next step, and a jump would waste them.
+        If a pass makes evaluations for the next step, which a jump would waste.
     """
     if passes == 1 or plan.num_step == 1:
         return plan
@@ -47,7 +47,7 @@ def _rows(plan: Plan, passes: int) -> list[Row]:
     """Return the rows of all passes."""
     stops = (np.flatnonzero(plan.accepts) + 1).tolist()
     starts = [0, *stops[:-1]]
-    part, before, rows = plan, 0, list[Row]()  # part: the plan that is followed, without so many rows of the whole one before it
+    part, before, rows = plan, 0, list[Row]()  # part: the plan being followed, without the first `before` rows of the whole one
     for start, stop in zip(starts, stops, strict=True):
         step = part.rows[start - before : stop - before]
         if stop < stops[-1]:
@@ -62,9 +62,9 @@ def _rows(plan: Plan, passes: int) -> list[Row]:
 
 
 def _jump(plan: Plan, last: Row, start: int, stop: int) -> Row:
-    """Return the row behind the last one of a step, which adds the noise of the forward diffusion from its end to its start.
+    """Return the row after the last one of a step, which adds the noise of the forward diffusion from its end to its start.
 
-    The state is x = next_x base + sum_j next_p[j] p_j of that row, and base the machine's own.
+    The state is x = next_x base + sum_j next_p[j] p_j of that last row, with the machine's own base.
     """
     ratio = float(plan.alpha[start] / plan.alpha[stop])
     keep_z = float(np.sqrt(max(plan.sigma[start] ** 2 - (ratio * plan.sigma[stop]) ** 2, 0.0)))

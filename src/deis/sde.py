@@ -36,8 +36,8 @@ _ZERO_SNR = 2.0**-24
 class Schedule(abc.ABC):
     """The contract of a noise schedule; time runs from `t_start` (noise) down to `t_end` (data).
 
-    `log_alpha`, `log_sigma` and `t_of_log_rho` take and return float64 arrays of any shape. rho increases with t; alpha = 0
-    at the start and sigma = 0 at the end (logarithms of -inf) are legal.
+    `log_alpha`, `log_sigma` and `t_of_log_rho` take and return float64 arrays of any shape. rho increases with t. alpha = 0
+    at the start and sigma = 0 at the end (logarithms of -inf) are allowed.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class Schedule(abc.ABC):
     num_times : int or None
         For a discrete schedule, the number of its times 0, 1, ..., num_times - 1; None for a continuous one.
     name : str
-        How the schedule was made, as a plan records it.
+        How the schedule was made, as recorded in a plan.
     default_grid : tuple of (str, float)
-        The ts_phase and ts_order of `deis.make_plan` where neither the caller nor the method asks for one.
+        The ts_phase and ts_order that `deis.make_plan` uses where neither the caller nor the method asks for others.
     """
 
     default_grid: ClassVar[tuple[str, float]] = ("t", 2.0)
@@ -100,22 +100,23 @@ class Schedule(abc.ABC):
         return self.t_of_log_rho(_log(rho))
 
     def between(self, start: float | None = None, end: float | None = None, *, strength: float | None = None) -> Schedule:
-        """Return the same schedule with sampling from `start` to `end` alone; image-to-image starts in the middle.
+        """Return the same schedule with sampling only from `start` to `end`; image-to-image starts in the middle.
 
         Parameters
         ----------
         start, end : float, optional
-            Times; by default its own.
+            Times; by default the schedule's own.
         strength : float in (0, 1], optional
-            In place of start: the share of the way from the schedule's end to its start, in the time of the linear VP schedule at
-            the same noise level, as in `deis.make_grid`. Of that schedule it is t_end + strength (t_start - t_end); and one
-            strength is one noise level, of every schedule with the same ends. At a discrete one the next integer time.
+            Instead of start: the fraction of the way from the schedule's end to its start. It is measured in the time of the
+            linear VP schedule at the same noise level, as in `deis.make_grid`. For that schedule it gives
+            t_end + strength (t_start - t_end). One strength is one noise level for every schedule with the same ends. A discrete
+            schedule starts at the next integer time.
 
         Raises
         ------
         ValueError
-            Where the schedule is not defined there, start is not the greater one, strength lies outside (0, 1], or both say where
-            to start.
+            If the schedule is not defined there, start is not greater than end, strength lies outside (0, 1], or both start and
+            strength are given.
         """
         if strength is not None:
             if start is not None:
@@ -133,7 +134,7 @@ class Schedule(abc.ABC):
         return part
 
     def even_of_t(self, t: ArrayLike) -> Array:
-        """Return the quantity in whose powers a "t" grid is even: t itself, unless the schedule shifts it."""
+        """Return the quantity whose powers a "t" grid spaces evenly: t itself, unless the schedule shifts it."""
         return np.asarray(t, dtype=np.float64)
 
     def t_of_even(self, even: ArrayLike) -> Array:
@@ -141,18 +142,18 @@ class Schedule(abc.ABC):
         return np.asarray(even, dtype=np.float64)
 
     def kinks(self) -> Array:
-        """Return the increasing values of log rho between which t(log rho) is smooth; empty where it is smooth throughout."""
+        """Return the increasing values of log rho between which t(log rho) is smooth; empty if it is smooth throughout."""
         return np.empty(0)
 
 
 def _log(x: ArrayLike) -> Array:
-    """Return log x in float64, -inf at 0, which is legal here."""
+    """Return log x in float64; -inf at 0 is allowed."""
     with np.errstate(divide="ignore"):
         return np.log(np.asarray(x, dtype=np.float64))
 
 
 def check_schedule(sde: object) -> None:
-    """Raise TypeError unless it is a noise schedule."""
+    """Raise TypeError unless `sde` is a noise schedule."""
     kind("sde", sde, Schedule, "a noise schedule such as deis.VPSDE.linear(),")
 
 
@@ -162,7 +163,7 @@ def _keep(schedule: Schedule, argument: str, value: float | str) -> None:
 
 
 def _check_span(schedule: Schedule, least: float = -math.inf, most: float = math.inf) -> None:
-    """Raise ValueError unless sampling_T > sampling_eps and rho is defined at both and greater at the former."""
+    """Raise ValueError unless sampling_T > sampling_eps, and rho is defined at both and greater at sampling_T."""
     for argument in ("sampling_eps", "sampling_T"):
         _keep(schedule, argument, number(argument, getattr(schedule, argument), least=least, most=most))
     start, end = schedule.t_start, schedule.t_end
@@ -191,7 +192,7 @@ def _time_of_strength(sde: Schedule, strength: float) -> float:
 
 
 def _check_inverse(schedule: VPSDE | SubVPSDE) -> None:
-    """Raise ValueError unless the user's own alpha2t_fn undoes t2alpha_fn, to a thousandth of the span."""
+    """Raise ValueError unless the user's own alpha2t_fn inverts t2alpha_fn to a thousandth of the span."""
     if isinstance(schedule.t2alpha_fn, AlphaFn):
         return
     t = 0.5 * (schedule.t_start + schedule.t_end)
@@ -209,7 +210,7 @@ class VPSDE(Schedule):
     ----------
     t2alpha_fn : callable
         t -> abar(t), the *cumulative* alpha in (0, 1], decreasing; written in NumPy, torch or jax.numpy. It is called in
-        float64 (torch.float64, JAX's x64 context) whatever the process uses elsewhere.
+        float64 (torch.float64, JAX's x64 context), whatever the process uses elsewhere.
     alpha2t_fn : callable
         Its inverse, abar -> t.
     sampling_eps, sampling_T : float
@@ -220,12 +221,12 @@ class VPSDE(Schedule):
     Raises
     ------
     ValueError
-        Where sampling_T <= sampling_eps, or alpha does not decrease between them.
+        If sampling_T <= sampling_eps, or alpha does not decrease between them.
 
     Notes
     -----
-    For a continuous schedule known by its logarithm use `VPSDE.linear` or `VPSDE.cosine`: 1 - abar computed from a user's
-    abar carries its rounding, 1e-16 / (1 - abar) relative.
+    Prefer `VPSDE.linear` or `VPSDE.cosine` where they apply: they compute log abar directly. 1 - abar computed from a user's
+    abar carries the rounding of abar, a relative error of 1e-16 / (1 - abar).
     """
 
     t2alpha_fn: TimeFn
@@ -260,15 +261,15 @@ class VPSDE(Schedule):
 
     @classmethod
     def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> VPSDE:
-        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `deis.alphas.linear_alpha`."""
+        """Return the schedule whose beta(t) is linear from beta_0 to beta_1 for t in [0, 1]; see `deis.alphas.linear_alpha`."""
         return cls(*linear_alpha(beta_0, beta_1), sampling_eps, sampling_T, name=f"VPSDE.linear({beta_0!r}, {beta_1!r})")
 
     @classmethod
     def cosine(cls, s: float = 0.008, sampling_eps: float = 1e-3, sampling_T: float = 0.9946) -> VPSDE:
         """Return the cosine schedule; see `deis.alphas.cosine_alpha`.
 
-        alpha(1) = 0, where a network that predicts eps says nothing of x_0 and the eps form has no meaning, so sampling
-        starts at 0.9946 unless told otherwise, as DPM-Solver does (arXiv 2206.00927, appendix D).
+        alpha(1) = 0: there a network that predicts eps says nothing about x_0, and the eps form has no meaning. So sampling
+        starts at 0.9946 by default, as in DPM-Solver (arXiv 2206.00927, appendix D).
         """
         return cls(*cosine_alpha(s), sampling_eps, sampling_T, name=f"VPSDE.cosine({s!r})")
 
@@ -280,15 +281,15 @@ class VPSDE(Schedule):
         ----------
         alphas_cumprod : array of shape (N,)
             Cumulative alphas in [0, 1] that never rise; NumPy, torch or JAX, of any floating dtype. Between the integer times
-            alpha is linear. Sampling starts at the first time of the smallest alpha and ends at the last time of the greatest, as
-            clamped tables repeat them. A last alpha of 0 is a terminal signal-to-noise ratio of zero (arXiv 2305.08891): plans
-            start there in the data form, and the network must predict v, x_0 or the like. A last alpha of 2^-24, which libraries
-            write in its place, may lie above those before it, which then count as 2^-24, too.
+            alpha is linear. Clamped tables repeat their extreme values, so sampling starts at the first time of the smallest
+            alpha and ends at the last time of the greatest. A last alpha of 0 is a terminal signal-to-noise ratio of zero (arXiv
+            2305.08891): plans start there in the data form, and the network must predict v, x_0 or the like. Some libraries write
+            2^-24 in place of this 0. It may then lie above the alphas before it, which also count as 2^-24.
 
         Raises
         ------
         ValueError
-            Where the alphas are not such an array of at least two different entries.
+            If the alphas are not such an array with at least two different entries.
         """
         alphas = array("alphas_cumprod", alphas_cumprod)
         if alphas.ndim != 1 or len(alphas) < 2:
@@ -338,7 +339,7 @@ class SubVPSDE(Schedule):
 
     @classmethod
     def linear(cls, beta_0: float = 0.1, beta_1: float = 20.0, sampling_eps: float = 1e-3, sampling_T: float = 1.0) -> SubVPSDE:
-        """Return the schedule of beta(t) linear from beta_0 to beta_1 over t in [0, 1]; see `deis.alphas.linear_alpha`."""
+        """Return the schedule whose beta(t) is linear from beta_0 to beta_1 for t in [0, 1]; see `deis.alphas.linear_alpha`."""
         return cls(*linear_alpha(beta_0, beta_1), sampling_eps, sampling_T, name=f"SubVPSDE.linear({beta_0!r}, {beta_1!r})")
 
 
@@ -377,7 +378,7 @@ class VESDE(Schedule):
 class EDM(Schedule):
     """Karras et al. 2022 (arXiv 2206.00364): alpha = 1, sigma = t; time is the noise level itself, from 80 to 0.002."""
 
-    default_grid: ClassVar[tuple[str, float]] = ("vp_t", 2.0)  # a power of t would spend its steps at great noise
+    default_grid: ClassVar[tuple[str, float]] = ("vp_t", 2.0)  # a power of t would spend its steps at high noise
     sampling_eps: float = 0.002
     sampling_T: float = 80.0
     name: str = field(default="EDM()", init=False, repr=False)
@@ -405,13 +406,13 @@ class FlowMatching(Schedule):
     sampling_eps, sampling_T : float
         The times at which sampling ends and starts, within [0, 1].
     shift : float
-        Where "t" grids put their steps: evenly in powers of u, with t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206, eq. 23). A
-        network is given t, the noise level, whatever the shift; more than 1 puts more steps at high noise, as for large pictures.
+        Where "t" grids put their steps: evenly in powers of u, with t = shift u / (1 + (shift - 1) u) (arXiv 2403.03206, eq. 23).
+        The network still gets t, the noise level. A shift above 1 puts more steps at high noise, as large images need.
 
     Raises
     ------
     ValueError
-        Where a time lies outside [0, 1], sampling_T is not the greater one, or shift is not positive.
+        If a time lies outside [0, 1], sampling_T is not greater than sampling_eps, or shift is not positive.
     """
 
     sampling_eps: float = 0.0

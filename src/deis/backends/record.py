@@ -11,11 +11,11 @@ from ..arrays import AnyArray, Array
 from ..machine import Combine, Row
 
 AddNoise = Callable[..., Any]
-"""add_noise(keep_z, x, i=0) -> x + keep_z z, for row i, which tells JAX's noises apart; each sample's z is from its own stream,
-and in JAX i may be one row a sample."""
+"""add_noise(keep_z, x, i=0) -> x + keep_z z. Each sample's z comes from its own stream. In JAX the row i selects the noise, and may
+be an array of one row per sample."""
 
 Call = Callable[..., Any]
-"""call(model, x, t, names) -> model(x, t); `names` says in an error which arrays these are."""
+"""call(model, x, t, names) -> model(x, t); an error calls these arrays by `names`."""
 MODEL = "x or t of model(x, t)"
 
 
@@ -26,37 +26,37 @@ class Backend:
     Attributes
     ----------
     xp : module
-        The functions that go by NumPy's names.
+        The module whose functions have NumPy's names.
     owns : callable
         owns(x): whether x is an array of this framework.
     carry : callable
         carry(dtype) -> the dtype of states between evaluations: float32 or better.
     cast : callable
-        cast(x, dtype) -> x in a dtype; x itself where it has it.
+        cast(x, dtype) -> x in a dtype; x itself if it already has this dtype.
     full : callable
-        full(x, t, dtype, whole) -> the times t, numbers, for each sample of x, shape (len(t), batch) and of dtype, or integers if
-        `whole`; on the device of x, in one copy.
+        full(x, t, dtype, whole) -> the numbers t as times for each sample of x, of shape (len(t), batch), of dtype or, if `whole`,
+        integers; on the device of x, in one copy.
     to_host : callable
-        to_host(x) -> float64 of NumPy.
+        to_host(x) -> x as a NumPy array of float64.
     like : callable
-        like(values, x) -> an array of NumPy in this framework, and in the dtype and on the device of x.
+        like(values, x) -> a NumPy array as an array of this framework, of the dtype and on the device of x.
     combine : callable
         c_x x + sum_j c_p[j] history[j], see `deis.machine`, for coefficients that are numbers.
     vjp : callable, optional
         vjp(f, x, *others) -> f(x, *others) and pull, with pull(u) = u df/dx, of the shape of x. NumPy has none.
     prepared : callable
-        prepared(plan, dtype) -> the plan's rows, and a `combine` for them, as they cost least for states of a dtype.
+        prepared(plan, dtype) -> the plan's rows, and a `combine` for them, in the cheapest form for states of a dtype.
     caller : callable
-        caller() -> call, and call(model, x, t) -> model(x, t) of a model that must not change in place what it is given, as the
-        caller goes on from it: call gives copies, or raises the ValueError of `changed`.
+        caller() -> call, with call(model, x, t) -> model(x, t). The model must not change x or t in place, as the sampler uses
+        them afterwards. So call passes copies, or raises the ValueError of `changed`.
     split : callable
-        split(rng, batch) -> one rng a sample, in a sequence whose slices `noise` takes; it refuses an rng of another kind.
+        split(rng, batch) -> one rng per sample, in a sequence whose slices `noise` takes; it refuses an rng of another framework.
     noise : callable
-        noise(rng, batch) -> `AddNoise`; it refuses an rng of another kind.
+        noise(rng, batch) -> `AddNoise`; it refuses an rng of another framework.
     copy : callable
         copy(x) -> x in memory of its own.
     copied : callable
-        copied(p, m, always) -> p, in memory that the model's output m does not share, and nobody at all if `always`.
+        copied(p, m, always) -> p, in memory not shared with the model's output m, or if `always` with anything.
     no_grad : callable
         no_grad() -> a context in which no gradients are recorded.
     each : callable
@@ -83,8 +83,8 @@ class Backend:
 
 
 def changed(names: str) -> ValueError:
-    """Return the error for a function of the user's that changed in place an array that it was given."""
+    """Return the error for a user's function that changed its argument in place."""
     return ValueError(
-        f"the {names} was changed in place by the function that was given it, and the sampler goes on from it; begin the function "
-        "with a copy, as x = x.clone(), or use operations without a trailing underscore"
+        f"the {names} was changed in place by the function that was given it, and the sampler still needs it; begin the function "
+        "with a copy, as in x = x.clone(), or use operations without a trailing underscore"
     )

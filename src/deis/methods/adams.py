@@ -39,29 +39,30 @@ def adams(
     form : {"eps", "data"}, optional
         What the polynomial goes through. By default eps, and data where the grid starts at alpha = 0 or tau is given.
     clock : {"t", "rho", "log_rho", "sqrt_t", "vp_t", "arctan_rho"} or callable
-        The variable of the polynomial; vp_t is the time at which the linear VP schedule has the same rho, and a callable any
+        The variable of the polynomial. vp_t is the time at which the linear VP schedule has the same rho. A callable is any
         strictly monotone u(t) of an array of times.
     order : int
-        The degree q of the polynomial; the method has order q + 1. The first steps use the predictions there are, of degree 0,
-        1, ...: so does a plan of fewer than order + 1 steps throughout. A node at which the clock is infinite (log rho at alpha =
-        0) is left out, and so is the polynomial in the last step of the data form to such an end (log rho at sigma = 0).
+        The degree q of the polynomial; the method has order q + 1. The first steps use the predictions available so far, with
+        degree 0, 1, ...; with fewer than order + 1 steps, all steps do. A node at which the clock is infinite (log rho at
+        alpha = 0) is left out. If the clock is infinite at the end (log rho at sigma = 0), the last step of the data form has
+        degree 0.
     corrector : int, optional
-        Integrate each step again, when its end has been evaluated, through that prediction and `corrector` earlier ones
-        (exponential Adams-Moulton; UniC, arXiv 2302.04867), at no further evaluation. The last step has none.
+        After the end of a step has been evaluated, integrate the step again through that prediction and `corrector` earlier ones
+        (exponential Adams-Moulton; UniC, arXiv 2302.04867). This costs no further evaluation. The last step has no corrector.
     lower_order_final : bool
-        Lower the degree towards the end, 0 in the last step.
+        Lower the degree towards the end, to 0 in the last step.
     tau : float or callable
-        The rate of renewal of the noise, or that as a function of t, taken at the start of a step: 0 is the probability flow, 1
-        the reverse diffusion (SA-Solver, arXiv 2309.05019). The data form only, as eps is no smooth function of time then. With
-        a corrector, predictor and corrector share the noise.
+        The rate at which the noise is renewed, or a function of t that gives it at the start of each step. 0 is the probability
+        flow, 1 the reverse diffusion (SA-Solver, arXiv 2309.05019). Only in the data form, as eps is not a smooth function of time
+        where noise is added. With a corrector, predictor and corrector share the noise.
     norm : callable, optional
-        c(t), the size of the predictions: the polynomial goes through p / c (DEIS-SN, arXiv 2311.00157). `deis.measure_norm`
-        measures one.
+        c(t), the size of the predictions. The polynomial goes through p / c (DEIS-SN, arXiv 2311.00157). `deis.measure_norm`
+        measures c.
 
     Raises
     ------
     ValueError
-        Where an argument is none of these; and, when a plan is built, where the clock is not monotone on the grid.
+        If an argument is not one of these; and, when a plan is built, if the clock is not monotone on the grid.
     """
     order = whole("order", order, 0)
     corrector = None if corrector is None else whole("corrector", corrector, 0)
@@ -70,7 +71,7 @@ def adams(
     u = clock_of(clock)
     tau = tau if callable(tau) else check_tau(tau)
     if form == "eps" and tau != 0:
-        raise ValueError(f"tau={tau!r} needs form='data': eps is no smooth function of time where noise is added")
+        raise ValueError(f"tau={tau!r} needs form='data': eps is not a smooth function of time where noise is added")
     if not isinstance(name, str | None):
         raise ValueError(f"name={shown(name)} must be a string")
     label = name or f"adams({form!r}, {clock if isinstance(clock, str) else 'custom clock'!r}, {order}, {corrector})"

@@ -1,9 +1,9 @@
 """Ancestral steps: a deterministic step to less noise than the end of the step has, and fresh noise for the rest.
 
-A `Noise` says how the noise at the end of a step, of the deviation sigma(end), is parted: sigma(end)^2 = kept^2 + fresh^2. The
-deterministic step goes to the level rho = kept / alpha(end), which k-diffusion calls sigma_down, and no state is ever there. It
-carries the law at the start to the law at that level as well as its order lets it, and the noise that one to the law at the end
-exactly: so the order of the samples' law is that of the deterministic step.
+A `Noise` says how the noise at the end of a step, of standard deviation sigma(end), is split: sigma(end)^2 = kept^2 + fresh^2. The
+deterministic step goes to the noise level rho = kept / alpha(end), which k-diffusion calls sigma_down. No state of the plan lies
+there. The step carries the law at the start to the law at that level, up to the error of its order. The fresh noise carries the
+latter exactly to the law at the end. So the order of the samples' law is that of the deterministic step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .step import check_form, choose_form, step_degrees
 Noise = Callable[[Schedule, Array, Array], tuple[Array, Array]]
 """noise(sde, start, end) -> (kept, fresh), of times and deviations of shape (n,)."""
 FROM_INFINITY = float(np.log(9999.0))
-"""The log rho of the stage of a step from alpha = 0: of sigma = 0.9999 in flow matching, as ComfyUI has it."""
+"""The log rho of the stage in a step from alpha = 0: that of sigma = 0.9999 in flow matching, as in ComfyUI."""
 
 
 def ddim_noise(sde: Schedule, start: Array, end: Array, *, eta: float) -> tuple[Array, Array]:
@@ -40,9 +40,9 @@ def ddim_noise(sde: Schedule, start: Array, end: Array, *, eta: float) -> tuple[
 
 
 def flow_noise(sde: Schedule, start: Array, end: Array, *, eta: float) -> tuple[Array, Array]:
-    """Return those of flow matching in ComfyUI ("RF"): down to the sigma of sigma_t (1 - eta (1 - sigma_t / sigma_s)).
+    """Return the parts for flow matching in ComfyUI ("RF"): down to the sigma of sigma_t (1 - eta (1 - sigma_t / sigma_s)).
 
-    sigma is that of flow matching at the same noise level, sigma / (alpha + sigma), so that every schedule has these steps.
+    sigma is that of flow matching at the same noise level, sigma / (alpha + sigma), so that these steps exist for every schedule.
     """
     (alpha_s, sigma_s), (alpha, sigma) = flow_levels(sde, start), flow_levels(sde, end)
     gap = eta * sigma * (alpha - alpha_s) / sigma_s  # of the way from sigma down
@@ -52,7 +52,7 @@ def flow_noise(sde: Schedule, start: Array, end: Array, *, eta: float) -> tuple[
 
 
 def tcd_noise(sde: Schedule, start: Array, end: Array, *, gamma: float) -> tuple[Array, Array]:
-    """Return those of trajectory consistency distillation: down to the time (1 - gamma) t (arXiv 2402.19159, algorithm 4)."""
+    """Return the parts for trajectory consistency distillation: down to the time (1 - gamma) t (arXiv 2402.19159, algorithm 4)."""
     down = (1 - gamma) * end
     low, sigma = sde.log_rho(down if sde.num_times is None else np.floor(down)), sde.sigma(end)
     fall = np.where(np.isneginf(low), low, low - np.where(sigma > 0, sde.log_rho(end), 0.0))
@@ -75,7 +75,7 @@ def step_to(sde: Schedule, form: Form, start: Array, end: Array, kept: Array) ->
 
 
 def one_stage(name: str, noise: Noise, form: Form | None = None) -> Builder:
-    """Return the ancestral method of one evaluation a step: DDIM's step, and noise."""
+    """Return the ancestral method with one evaluation per step: DDIM's step, and noise."""
 
     def build(sde: Schedule, ts: Array, grid: str) -> Plan:
         chosen = choose_form(sde, ts, form)
@@ -94,7 +94,7 @@ def tcd(gamma: float = 0.3, form: Form | None = None) -> Builder:
     Raises
     ------
     ValueError
-        Where gamma lies outside [0, 1].
+        If gamma lies outside [0, 1].
     """
     form = check_form(form)
     gamma = number("gamma", gamma, least=0, most=1)
@@ -107,7 +107,7 @@ def ancestral_rf(eta: float = 1.0, form: Form | None = None) -> Builder:
     Raises
     ------
     ValueError
-        Where eta lies outside [0, 1].
+        If eta lies outside [0, 1].
     """
     form = check_form(form)
     eta = number("eta", eta, least=0, most=1)
@@ -117,13 +117,13 @@ def ancestral_rf(eta: float = 1.0, form: Form | None = None) -> Builder:
 def res_multistep_ancestral(eta: float = 1.0) -> Builder:
     """Return ComfyUI's ancestral form of RES (Zhang et al., arXiv 2308.02157): the line through two predictions, to kept noise.
 
-    Its lengths are h_i = log(rho_i / down_i), down = kept / alpha, and not those of the steps in log rho, of which they are 1 +
-    eta^2 times in the limit of short ones. eta = 0 is `dpmpp_2m`, and eta = 1 `sde_dpmpp_2m`.
+    Its step lengths are h_i = log(rho_i / down_i), with down = kept / alpha, instead of those in log rho. In the limit of short
+    steps they are 1 + eta^2 times as long. eta = 0 is `dpmpp_2m`, and eta = 1 is `sde_dpmpp_2m`.
 
     Raises
     ------
     ValueError
-        Where eta lies outside [0, 1].
+        If eta lies outside [0, 1].
     """
     eta = number("eta", eta, least=0, most=1)
 
@@ -143,12 +143,12 @@ def res_multistep_ancestral(eta: float = 1.0) -> Builder:
 
 
 def two_stage(name: str, form: Form, steps: Callable[..., Steps], noise: Callable[..., Any], eta: float = 1.0) -> SingleStep:
-    """Return the ancestral method of steps(sde, start, end, form, noise) of two stages; those of one are DDIM's, and noise.
+    """Return the ancestral method of the two-stage steps(sde, start, end, form, noise); its one-stage steps are DDIM's, and noise.
 
     Raises
     ------
     ValueError
-        Where eta lies outside [0, 1].
+        If eta lies outside [0, 1].
     """
     eta = number("eta", eta, least=0, most=1)
     parted: Noise = partial(noise, eta=eta)
@@ -171,9 +171,9 @@ def double(
     end_noise: tuple[Array, Array],
     share: Array | float,
 ) -> Steps:
-    """Return steps of two stages at times (start, middle) to the end: DDIM's along p_0, and along share p_1 + (1 - share) p_0.
+    """Return steps to the end with stages at times (start, middle): DDIM's along p_0, and along share p_1 + (1 - share) p_0.
 
-    The fresh noise of the stage is carried on, and the end has new noise for what is missing of its own.
+    The fresh noise of the stage is carried on, and new noise is added at the end for what is still missing there.
     """
     start, middle, end = times
     choose_form(sde, start, form)
@@ -182,28 +182,28 @@ def double(
     c_x1, c_0 = step_to(sde, form, start, end, end_noise[0])
     c_p[:, 1, 0], c_p[:, 1, 1] = c_0 * (1 - share), c_0 * share
     old, new = middle_noise[1] / sde.sigma(middle), end_noise[1] / sde.sigma(end)
-    missing = np.maximum((new - old) * (new + old), 0.0) / ((1 - old) * (1 + old))  # new^2 less what is carried of old^2
+    missing = np.maximum((new - old) * (new + old), 0.0) / ((1 - old) * (1 + old))  # new^2 minus what is carried on of old^2
     c_z = np.stack([middle_noise[1], sde.sigma(end) * np.sqrt(missing)], axis=1)
     c_x = np.stack([c_x0, c_x1], axis=1)
     return Steps(form, np.stack([start, middle], axis=1), c_x, c_p, c_z)
 
 
 def by_log_rho(sde: Schedule, start: Array, end: Array, form: Form, noise: Noise) -> Steps:
-    """Return the steps whose stage, without noise, lies half way in log rho to the level that they go to.
+    """Return the steps whose stage, without noise, lies halfway in log rho to the level that they go to.
 
-    In the eps form that is k-diffusion's DPM-Solver-2, in the data form DPM-Solver++ 2S.
+    In the eps form this is k-diffusion's DPM-Solver-2, in the data form DPM-Solver++ 2S.
     """
     kept, fresh = noise(sde, start, end)
     high = sde.log_rho(start)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_rho = (high + np.log(kept / sde.alpha(end))) / 2
     middle = sde.t_of_log_rho(np.where(np.isposinf(high), FROM_INFINITY, log_rho))
-    middle = np.maximum(middle, end)  # eta = 1 has it there, but for rounding
+    middle = np.maximum(middle, end)  # at eta = 1 they are equal up to rounding
     return double(sde, (start, middle, end), form, (sde.sigma(middle), np.zeros_like(end)), (kept, fresh), 1.0)
 
 
 def by_log_sigma(sde: Schedule, start: Array, end: Array, form: Form, noise: Noise) -> Steps:
-    """Return those of DPM-Solver-2 on the velocity of flow matching, whose stage lies half way in the log of its sigma."""
+    """Return the steps of DPM-Solver-2 on the velocity of flow matching, whose stage lies halfway in the log of its sigma."""
     kept, fresh = noise(sde, start, end)
     s = flow_levels(sde, start)[1]
     sigma = np.sqrt(s * kept / (kept + sde.alpha(end)))

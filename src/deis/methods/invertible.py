@@ -20,13 +20,13 @@ def bdia(gamma: float = 1.0, form: Form | None = None) -> Builder:
 
         x_{i+1} = gamma x_{i-1} + D_{i,i+1}(x_i) - gamma D_{i,i-1}(x_i)
 
-    and the first step is DDIM's. gamma = 0 is DDIM. At gamma = 1 the errors of both halves cancel, and the order is 2, but nothing
-    damps an error that changes its sign from step to step; a smaller gamma does, at order 1.
+    The first step is DDIM's. gamma = 0 is DDIM. At gamma = 1 the errors of both halves cancel, and the order is 2, but nothing
+    damps an error that changes sign from step to step. A smaller gamma damps it, at order 1.
 
     Raises
     ------
     ValueError
-        Where gamma lies outside [0, 1].
+        If gamma lies outside [0, 1].
     """
     gamma, form = number("gamma", gamma, least=0, most=1), check_form(form)
     name = "bdia" if gamma == 1 else f"bdia(gamma={gamma:g})"
@@ -44,19 +44,19 @@ def bdia(gamma: float = 1.0, form: Form | None = None) -> Builder:
 
 
 def belm(form: Form | None = None) -> Builder:
-    r"""Return O-BELM (Wang et al., arXiv 2410.07273), the bidirectional explicit linear multistep method of least error.
+    r"""Return O-BELM (Wang et al., arXiv 2410.07273), the bidirectional explicit linear multistep method with the least error.
 
-    In y = x/alpha and s = rho of the eps form, or y = x/sigma and s = 1/rho of the data form, with h_i = s_{i+1} - s_i and
+    With y = x/alpha and s = rho in the eps form, or y = x/sigma and s = 1/rho in the data form, h_i = s_{i+1} - s_i and
     r = h_i / h_{i-1}::
 
         y_{i+1} = r^2 y_{i-1} + (1 - r^2) y_i + h_i (1 + r) p_i
 
-    which is exact where y is a parabola in s: order 2. The first step is DDIM's.
+    This is exact if y is a parabola in s: order 2. The first step is DDIM's.
 
     Raises
     ------
     ValueError
-        When a plan is built, where s is infinite at its end: at sigma = 0 in the data form, at alpha = 0 in the eps form.
+        When a plan is built, if s is infinite at its end: at sigma = 0 in the data form, at alpha = 0 in the eps form.
     """
     form = check_form(form)
 
@@ -76,9 +76,9 @@ def belm(form: Form | None = None) -> Builder:
 
 
 def _two_step_plan(sde: Schedule, ts: Array, form: Form, a: Array, b: Array, c: Array, method: str, grid: str) -> Plan:
-    """Lay x_{i+1} = a_i x_{i-1} + b_i x_i + c_i p_i out in two rows a step; a_0 has no meaning.
+    """Lay x_{i+1} = a_i x_{i-1} + b_i x_i + c_i p_i out in two rows per step; a_0 has no meaning.
 
-    The first row calls. The second does not: it puts x_i beside p_i, so that the next step finds both, and keeps.
+    The first row calls. The second does not: it puts x_i next to p_i in the history, so that the next step finds both, and keeps.
     """
     n = len(b)
     keep_x, keep_p, second = np.ones(2 * n), np.zeros((2 * n, 4)), np.arange(2 * n) % 2 == 1

@@ -22,15 +22,15 @@ ADAMS_BASHFORTH = (
 
 
 def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
-    """Return iPNDM of `order` predictions, 1 to 4 (arXiv 2204.13902, appendix; the iPNDM of Liu et al., arXiv 2202.09778).
+    """Return iPNDM with `order` predictions, 1 to 4 (arXiv 2204.13902, appendix; the iPNDM of Liu et al., arXiv 2202.09778).
 
-    x_{i+1} = psi_i x_i + C_i0 sum_j b_j p_{i-j}, where psi and C_i0 are those of DDIM and b the Adams-Bashforth weights of the
-    predictions that there are. The DDIM step exists for every schedule, and so does this.
+    x_{i+1} = psi_i x_i + C_i0 sum_j b_j p_{i-j}, where psi and C_i0 are those of DDIM and b are the Adams-Bashforth weights for
+    the predictions available. The DDIM step exists for every schedule, and so does iPNDM.
 
     Raises
     ------
     ValueError
-        Where order is not 1, 2, 3 or 4.
+        If order is not 1, 2, 3 or 4.
     """
     if whole("order", order) > 4:
         raise ValueError(f"method='ipndm{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
@@ -48,16 +48,16 @@ def ipndm(order: int, *, norm: Norm | None = None) -> Builder:
 
 
 def ipndm_v(order: int) -> Builder:
-    """Return iPNDM of variable steps as ComfyUI publishes it, of 1 to 4 predictions; the exact form of it is `lms<q>`.
+    """Return iPNDM with variable steps as published in ComfyUI, with 1 to 4 predictions; its exact form is `lms<q>`.
 
     It is Newton's polynomial in rho through the newest eps, eps_i + sum_k m_k eps[i, ..., i-k], where m_k should be the mean over
-    the step of prod_{j<k} (rho - rho_{i-j}): m_1 is, m_2 on even steps, and m_3 never. Of order 4 the oldest weight is another
-    yet, so that the weights add up to 1 on geometric steps only, and its order is 2.
+    the step of prod_{j<k} (rho - rho_{i-j}). This holds for m_1, for m_2 on even steps, and never for m_3. At order 4 the oldest
+    weight also differs, so that the weights add up to 1 on geometric steps only, and the order of convergence is 2.
 
     Raises
     ------
     ValueError
-        Where order is not 1, 2, 3 or 4.
+        If order is not 1, 2, 3 or 4.
     """
     if whole("order", order) > 4:
         raise ValueError(f"method='ipndm_v{order}' is unknown: iPNDM has the orders 1, 2, 3 and 4")
@@ -94,12 +94,12 @@ def _published_shares(steps: Array) -> Array:
 def gradient_estimation(gamma: float = 2.0) -> Builder:
     """Return the sampler of Permenter and Yuan (arXiv 2306.04848): DDIM's step along gamma p_i + (1 - gamma) p_{i-1}.
 
-    The first step and one to sigma = 0 take p_i. gamma = 1 is DDIM, and of order 2 on smooth grids is 3/2 alone.
+    The first step and a step to sigma = 0 use p_i. gamma = 1 is DDIM. Only gamma = 3/2 has order 2 on smooth grids.
 
     Raises
     ------
     ValueError
-        Where gamma is no finite number.
+        If gamma is not a finite number.
     """
     gamma = number("gamma", gamma)
 

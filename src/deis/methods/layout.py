@@ -17,30 +17,30 @@ class Builder(Protocol):
     """A method: a function that builds the plan of a grid."""
 
     def __call__(self, sde: Schedule, ts: Array, grid: str, /) -> Plan:
-        """Return the plan on the times ts, decreasing, one more than steps; `grid` is their name."""
+        """Return the plan on the decreasing times ts, one more than there are steps; `grid` is the name of the grid."""
 
 
 @runtime_checkable
 class StagedBuilder(Protocol):
-    """A method of several evaluations a step, which so can meet a budget `nfe=` that they do not divide."""
+    """A method with several evaluations per step, which can also meet a budget `nfe=` that they do not divide."""
 
     def split(self, nfe: int, clean: bool, /) -> list[int]:
-        """Return the evaluations of each step for a budget, on a grid that ends at sigma = 0 (clean) or not."""
+        """Return the number of evaluations in each step for a budget, on a grid that ends at sigma = 0 (clean) or not."""
 
     def __call__(self, sde: Schedule, ts: Array, grid: str, counts: list[int] | None = None, /) -> Plan:
-        """Return the plan on the times ts, of as many evaluations in each step; by default of full steps."""
+        """Return the plan on the times ts, with the given number of evaluations in each step; by default full steps."""
 
 
 def laid_out(sde: Schedule, t: Array, columns: Mapping[str, Any], *, form: Form, method: str, grid: str, fitted: str = "") -> Plan:
-    """Return the plan of columns of rows at the times t, one more than rows; see `deis.Plan` for the columns and texts."""
+    """Return the plan with these columns at the times t, one more than there are rows; see `deis.Plan` for columns and texts."""
     texts: dict[str, Any] = {"form": form, "method": method, "grid": grid, "schedule": sde.name, "fitted": fitted}
     discrete = sde.num_times is not None and bool((t == np.rint(t)).all())
     return Plan(t=t, alpha=sde.alpha(t), sigma=sde.sigma(t), **columns, discrete=discrete, **texts)
 
 
 def gaussian_guess(form: Form, alpha: float, sigma: float, c: float) -> float:
-    """Return the factor of x in the prediction for Gaussian data of mean 0 and deviation c."""
-    with np.errstate(over="ignore"):  # the limits of a great and of a small c are right
+    """Return the factor of x in the prediction for Gaussian data of mean 0 and standard deviation c."""
+    with np.errstate(over="ignore"):  # the limits for large and for small c are right
         return float(sigma / (np.square(alpha * c) + sigma**2) if form == "eps" else alpha / (alpha**2 + np.square(sigma / c)))
 
 
@@ -57,10 +57,10 @@ def multistep_plan(
     keep_z: Array | None = None,
     fitted: str = "",
 ) -> Plan:
-    """Lay x_{i+1} = psi_i x_i + sum_j C_ij p_{i-j} (+ keep_z_i z_i) out as a plan of one evaluation a step.
+    """Lay x_{i+1} = psi_i x_i + sum_j C_ij p_{i-j} (+ keep_z_i z_i) out as a plan with one evaluation per step.
 
-    With a corrector, row i first corrects x_i = base + sum_j corrector[i-1, j] p_{i-j}, where base = psi_{i-1} x_{i-1} + its noise,
-    and then carries it on: base = psi_i x_i + new noise, to which next_p adds the predictor of x_{i+1}. So both share the noise.
+    With a corrector, row i first corrects x_i = base + sum_j corrector[i-1, j] p_{i-j}, where base = psi_{i-1} x_{i-1} + its noise.
+    It then carries x_i on as base = psi_i x_i + new noise, to which next_p adds the predictor of x_{i+1}. So both share the noise.
     """
     n = len(psi)
     noise = np.zeros(n) if keep_z is None else keep_z

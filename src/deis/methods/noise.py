@@ -12,22 +12,23 @@ from ..machine import run_rows
 from ..plan import Plan
 
 DEVIATIONS = (0.25, 0.5, 1.0)
-"""Of the data that the check supposes: images in [-1, 1], and data scaled to 1."""
+"""Standard deviations of the data that the check assumes: images in [-1, 1], and data scaled to 1."""
 WARN, REFUSE = 1.25, 3.0
-"""Exact is below 1. A quarter too far can be seen; three times too far, eight parts of nine of the variance are spurious."""
+"""Exact is below 1. A quarter too far is visible; three times too far, eight ninths of the variance are spurious."""
 
 
 def noise_left(plan: Plan, c: float) -> float:
-    """Return the deviation of what the added noise has become at the end, for Gaussian data of deviation c.
+    """Return the standard deviation at the end that comes from the added noise, for Gaussian data of standard deviation c.
 
-    It is relative to the deviation that the samples should have in all, and so should be less than 1. Exact predictions and the
-    rows are linear in the state, which is kept as its coefficients on the independent noises that were added, not the first.
+    It is relative to the total deviation that the samples should have, and so should be less than 1. Exact predictions and rows
+    are linear in the state. The state is kept as its coefficients on the independent noises that were added, not on the initial
+    one.
     """
     return _end(plan, c, np.zeros(np.count_nonzero(plan.keep_z)))
 
 
 def _end(plan: Plan, c: float, start: Array) -> float:
-    """Run the rows on a state of such coefficients, and return its size at the end relative to what the samples' should be."""
+    """Run the rows on a state of such coefficients; return its final size relative to the deviation the samples should have."""
     spread = np.hypot(plan.alpha * c, plan.sigma)
     used = iter(range(len(start)))
 
@@ -46,15 +47,15 @@ def _end(plan: Plan, c: float, start: Array) -> float:
 
 
 def check_steps(plan: Plan) -> Plan:
-    """Return a plan whose polynomials do no harm on its times.
+    """Return a plan, and warn if its polynomials do harm on its times.
 
-    Without noise each sample of Gaussian data is multiplied by a number that should be 1, and is cos(angle - angle') in a step of
-    first order, where the angle is arctan(rho / c). Far worse than that is a polynomial that is drawn out beyond its nodes.
+    Without noise, each sample of Gaussian data is multiplied by a number that should be 1. In a step of first order it is
+    cos(angle - angle'), where the angle is arctan(rho / c). A polynomial extrapolated far beyond its nodes is much worse.
 
     Raises
     ------
     UserWarning
-        Where the deviation is off by more than a quarter, and by three times that of the first order.
+        If the deviation is off by more than a quarter, and by more than three times as much as at first order.
     """
     if plan.stochastic:
         return plan
@@ -65,7 +66,7 @@ def check_steps(plan: Plan) -> Plan:
         if found > max(WARN - 1, 3 * first):
             warnings.warn(
                 f"{plan.method!r} with the {plan.grid} in {plan.num_step} steps is off by {found:.0%} of the deviation of Gaussian "
-                f"data of deviation {c:g}, and 'ddim' by {first:.0%}; take the default grid, more steps or a lower order",
+                f"data of deviation {c:g}, and 'ddim' by {first:.0%}; use the default grid, more steps or a lower order",
                 stacklevel=3,
             )
             break
@@ -73,17 +74,17 @@ def check_steps(plan: Plan) -> Plan:
 
 
 def check_noise(plan: Plan, tau: str, option: str = "tau") -> Plan:
-    """Return a plan whose noise does not grow; `tau` is how the rate of the noise was given, by an option of that name.
+    """Return a plan whose noise does not grow; `tau` is the rate of the noise as the user gave it, and `option` its name.
 
-    A polynomial through past predictions multiplies their independent parts, up to 2^q times at degree q, and new noise between the
-    evaluations makes them independent: with much noise a step, and the more the higher the degree, it grows from step to step.
+    A polynomial through past predictions amplifies their independent parts, up to 2^q times at degree q, and new noise between the
+    evaluations makes them independent. With much noise per step, it grows from step to step; more so at a higher degree.
 
     Raises
     ------
     ValueError
-        Where the noise alone spreads the samples three times as far as they should in all, for data of any of three deviations.
+        If the noise alone spreads the samples three times as far as they should be in total, for any of three data deviations.
     UserWarning
-        Where it spreads them a quarter further than they should.
+        If it spreads them a quarter further than they should be.
     """
     if not plan.stochastic:
         return plan

@@ -29,7 +29,7 @@ class ParallelAdams:
     deviation: float
 
     def split(self, nfe: int, clean: bool) -> list[int]:
-        """Return the evaluations of each step for a budget: two side by side, and one in the last step or the last two."""
+        """Return the number of evaluations in each step for a budget: two in one call, and one in the last step or the last two."""
         pairs = (nfe - 1) // 2
         return [2] * pairs + [1] * (nfe - 2 * pairs)
 
@@ -50,7 +50,7 @@ class ParallelAdams:
                 keep.put(p[i], psi, p[i::-1], predictor[i])
                 continue
             stage.put(q[i + 1] - 1, psi, np.append(q[i], p[:i][::-1]), predictor[i])
-            # Where the clock is infinite at the start there is no line through p_0, and the first step takes that alone.
+            # If the clock is infinite at the start, there is no line through p_0, and the first step uses p_0 alone.
             keep.put(q[i + 1], psi, np.append(q[i + 1], p[i::-1]) if degrees[i] else p[:1], corrector[i])
         t, calls, guess = np.full(size + 1, ts[-1]), np.ones(size, dtype=bool), np.zeros(size)
         t[q], t[p] = ts[: len(q)], ts[:-1]
@@ -87,7 +87,7 @@ class _Combinations:
         return int(np.nonzero(self.p)[1].max(initial=0)) + 1
 
     def put(self, row: int, psi: float, nodes: Indices, weights: Array) -> None:
-        """Set a row to psi x + sum_j weights[j] * prediction of row nodes[j]; of longer weights the rest is 0."""
+        """Set a row to psi x + sum_j weights[j] * prediction of row nodes[j]; any weights beyond the nodes are 0."""
         self.x[row] = psi
         self.p[row, row - nodes[: len(weights)]] = weights[: len(nodes)]
 
@@ -103,14 +103,14 @@ def parallel_adams(
 ) -> ParallelAdams:
     r"""Return the parallel predictor-corrector of Miranker and Liniger (Math. Comp. 21, 1967, 303-320) in exponential form.
 
-    Step i evaluates at (x_i, t_i) and, in the same call, at its end as it is predicted without p_i::
+    Step i evaluates at (x_i, t_i) and, in the same call, at the end of the step as predicted without p_i::
 
         y_{i+1} = psi_i x_i + B_i0 q_i + sum_{j>0} B_ij p_{i-j}              p_i = prediction at (x_i, t_i)
         x_{i+1} = psi_i x_i + A_i0 q_{i+1} + sum_{j>0} A_ij p_{i+1-j}        q_i = prediction at (y_i, t_i)
 
-    where B and A are the weights of exponential Adams-Bashforth and Adams-Moulton, as in `deis.adams`. n steps are n calls one
-    after the other, the plan's `depth`, and 2 n - 1 evaluations: the last step makes one, and takes p_i for its polynomial. An even
-    budget ends with two of these. q_0 is no evaluation, but the prediction for Gaussian data, as in the analytical first step.
+    where B and A are the weights of exponential Adams-Bashforth and Adams-Moulton, as in `deis.adams`. n steps take n calls one
+    after the other, the plan's `depth`, and 2 n - 1 evaluations: the last step makes one, and uses p_i in its polynomial. An even
+    budget ends with two such steps. q_0 is not evaluated; it is the prediction for Gaussian data, as in the analytical first step.
 
     Parameters
     ----------
@@ -119,14 +119,15 @@ def parallel_adams(
     order : int
         The degree q of the predictor's polynomial, B.
     corrector : int, optional
-        That of the corrector's, A; by default q, which makes the order q + 1. The first steps use the predictions there are.
+        The degree of the corrector's polynomial, A; by default q, which makes the order q + 1. The first steps use the predictions
+        available so far.
     deviation : float
         The standard deviation of the data, for q_0.
 
     Raises
     ------
     ValueError
-        Where an argument is none of these; and, when a plan is built, where the clock is not monotone on the grid.
+        If an argument is not one of these; and, when a plan is built, if the clock is not monotone on the grid.
     """
     order = whole("order", order)
     corrector = order if corrector is None else whole("corrector", corrector)

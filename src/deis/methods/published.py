@@ -40,21 +40,22 @@ def dpm_multistep(
 ) -> Builder:
     """Return the published multistep DPM-Solver (Lu et al., arXiv 2206.00927) or DPM-Solver++ (arXiv 2211.01095, appendix B).
 
-    Order 2 is psi x + c_0 [(1 + s/r) p_0 - s/r p_1], r = h_{i-1} / h_i, where s is 1/2 with the solver "midpoint" and phi_2 /
-    phi_1, the exact integral, with "heun". Order 3 adds divided differences with the weights phi_2 and phi_3 where the exact
-    integral has phi_2 and 2 phi_3, so that it converges at order 2; its second step, and a lowered one, are those of order 2. With
-    tau = 1 these are SDE-DPM-Solver and SDE-DPM-Solver++. The former doubles c_0 and adds noise of the variance alpha_{i+1}^2
-    (rho_i^2 - rho_{i+1}^2), which is right for short steps only, and so needs an end with noise. `euler_at_final` lowers the last
-    step to order 1; `lower_order_final` does, and the one before it to order 2. eta is tau^2, which k-diffusion gives in its place.
+    Order 2 is psi x + c_0 [(1 + s/r) p_0 - s/r p_1], r = h_{i-1} / h_i. With the solver "midpoint" s is 1/2; with "heun" it is
+    phi_2 / phi_1, the exact integral. Order 3 adds divided differences with the weights phi_2 and phi_3, where the exact integral
+    has phi_2 and 2 phi_3. So it converges at order 2. Its second step and any lowered step are those of order 2.
+
+    With tau = 1 these are SDE-DPM-Solver and SDE-DPM-Solver++. The former doubles c_0 and adds noise of variance alpha_{i+1}^2
+    (rho_i^2 - rho_{i+1}^2). This is right only for short steps, and so the plan must end with some noise. `euler_at_final` lowers
+    the last step to order 1; `lower_order_final` also lowers the step before it to order 2. eta is tau^2, as in k-diffusion.
 
     Raises
     ------
     ValueError
-        Where the solver is unknown; and, when a plan is built, where the eps form of tau > 0 ends at sigma = 0.
+        If the solver is unknown; and, when a plan is built, if the eps form with tau > 0 ends at sigma = 0.
     """
     option, given = ("tau", tau) if eta is None else ("eta", eta)
     if eta is not None and tau != 0:
-        raise ValueError(f"tau={shown(tau)} and eta={shown(eta)} both tell the rate of the noise, eta = tau^2; leave one out")
+        raise ValueError(f"tau={shown(tau)} and eta={shown(eta)} both set the rate of the noise, eta = tau^2; leave one out")
     tau = check_tau(tau) if eta is None else math.sqrt(check_eta(eta))
     flag("lower_order_final", lower_order_final)
     one_of("solver", solver, _SOLVERS)
@@ -82,7 +83,7 @@ def _dpm_name(form: Form, order: str, tau: float) -> str:
 
 
 def _dpm_step(sde: Schedule, ts: Array, form: Form, tau: float, name: str) -> tuple[Array, Array, Array, float]:
-    """Return psi, c_0 and the factor of the noise of each step, and the power of e^h whose integrals weigh the differences."""
+    """Return psi, c_0 and the factor of the noise for each step, and the power of e^h whose integrals weight the differences."""
     if form == "data":
         _, psi, c_0 = first_order(sde, ts, form, tau)
         return psi, c_0, transport(sde, ts, form, tau)[1], -(1 + tau**2)
@@ -104,7 +105,7 @@ def _shares(k: float) -> tuple[float, float]:
 
 
 def multistep_weights(k: float, r: Array, solver: Solver) -> Array:
-    """Return the weights of the newest len(r) + 1 predictions, at the distances r = (h_{i-1}, h_{i-2}) / h_i before each other."""
+    """Return the weights of the newest len(r) + 1 predictions, which lie r = (h_{i-1}, h_{i-2}) / h_i apart."""
     if len(r) == 0:
         return np.ones(1)
     phi_2, phi_3 = _shares(k)
@@ -119,11 +120,11 @@ def multistep_weights(k: float, r: Array, solver: Solver) -> Array:
 
 @dataclass(frozen=True)
 class GridStages:
-    """The published singlestep DPM-Solver and DPM-Solver++ whose stages lie at the grid's own times: an evaluation a time.
+    """The published singlestep DPM-Solver and DPM-Solver++ whose stages lie at the grid's own times: one evaluation per time.
 
-    A step of order k goes from t_i to t_{i+k}, and its stages are the steps of order 1, ..., k - 1 to the times between, from the
-    same state; the exact forms (`dpm_solver_2`, `dpmpp_2s`, ...) place their stages themselves. The last times are met by steps
-    of lower order where the end is at sigma = 0, where the number of times asks for it, or with `lower_order_final`.
+    A step of order k goes from t_i to t_{i+k}. Its stages are the steps of order 1, ..., k - 1 from the same state to the times
+    in between; the exact forms (`dpm_solver_2`, `dpmpp_2s`, ...) place their stages themselves. The last times are reached by
+    steps of lower order if the end is at sigma = 0, if the number of times requires it, or with `lower_order_final`.
 
     Attributes
     ----------
@@ -132,8 +133,8 @@ class GridStages:
     solver : {"midpoint", "heun"}
     lower_order_final : bool
     skipped : int
-        The number of evaluations that are left out at the beginning: the steps lie where they would lie with them, and a step
-        whose beginning is missing goes from the first time, with the predictions that there are.
+        The number of evaluations left out at the beginning. The steps lie where they would lie with these, and a step whose
+        beginning is missing starts from the first time, with the predictions available.
     """
 
     form: Form
@@ -183,7 +184,7 @@ class GridStages:
         return np.minimum(orders[self.skipped :], np.arange(n) + 1)
 
     def _weights(self, h: Array) -> Array:
-        """Return the weights of the predictions, newest first, as shares of c_0; h is log rho's fall from the base to each time."""
+        """Return the weights of the predictions, newest first, as shares of c_0; h is the fall of log rho from base to each t."""
         if len(h) == 2:
             return np.ones(1)
         phi_2, phi_3 = _shares(h[-1] if self.form == "eps" else -h[-1])
@@ -200,15 +201,15 @@ class GridStages:
 
 
 def unipc(order: int, solver: Literal["bh1", "bh2"], *, lower_order_final: bool = False, norm: Norm | None = None) -> Builder:
-    """Return the published UniPC of B(h) = h (bh1) or e^h - 1 (bh2), data form (Zhao et al., arXiv 2302.04867, algorithm 5 to 8).
+    """Return the published UniPC with B(h) = h (bh1) or e^h - 1 (bh2), data form (Zhao et al., arXiv 2302.04867, algorithms 5-8).
 
-    Its linear systems have the exact weights for solution whatever B(h) is, except where a single difference is given 1/2
-    for its weight: in the predictor of two nodes and the corrector of the first step.
+    Whatever B(h) is, its linear systems are solved by the exact weights. The exception is a single difference, which gets the
+    weight 1/2: in the predictor with two nodes and in the corrector of the first step.
 
     Raises
     ------
     ValueError
-        Where order is less than 1.
+        If order is less than 1.
     """
     if order < 1:
         raise ValueError(f"method='unipc{order}_{solver}' is unknown: unipc has the orders 1, 2, ...")

@@ -40,21 +40,21 @@ class Entry:
     Attributes
     ----------
     name : str
-        As users give it; <q> stands for a whole number and <tableau> for a name of `deis.TABLEAUX`, which `build` takes first.
+        As users write it. <q> stands for a whole number and <tableau> for a name in `deis.TABLEAUX`; `build` takes it first.
     build : callable
         build(**options) -> builder.
     form, clock, evaluations : str
-        What the method is: the form of its plan ("eps*": data where the grid starts at alpha = 0), the variable of its polynomial,
-        and its evaluations a step.
+        What the method is: the form of its plan ("eps*": data if the grid starts at alpha = 0), the variable of its polynomial,
+        and its evaluations per step.
     order : int, callable or None
-        Its order of convergence on a smooth grid, or that as a function of the number or tableau in the name; None for a method
-        that does not converge to the probability flow or the reverse diffusion.
+        Its order of convergence on a smooth grid, or a function that gives it from the number or tableau in the name. None for a
+        method that does not converge to the probability flow or the reverse diffusion.
     reference : str
-        Where it comes from, and what it equals.
+        Where it comes from, and what it is equivalent to.
     grid : tuple of (str, float), optional
-        The ts_phase and ts_order that it uses unless told otherwise; None for those of the schedule.
+        The ts_phase and ts_order that it uses by default; None for those of the schedule.
     weak : bool
-        The order is that of the samples' law, as for methods that add noise.
+        Whether the order is a weak one, that of the samples' law, as for methods that add noise.
     """
 
     name: str
@@ -88,12 +88,12 @@ class Entry:
             if parameter.kind is parameter.VAR_KEYWORD:  # passed on
                 passed = inspect.signature(_PASSES_TO.get(self.build, adams)).parameters
                 found |= {option: passed[option].default for option in passed if self._takes(arguments, option, passed)}
-            elif parameter.name != "name":  # what a plan calls itself
+            elif parameter.name != "name":  # the plan's label, not an option
                 found[parameter.name] = parameter.default
         return found
 
     def _takes(self, arguments: tuple[Any, ...], option: str, passed: Any) -> bool:
-        """Tell whether it passes an option on, and does not set it itself."""
+        """Return whether `build` passes an option on, rather than setting it itself."""
         if option == "name":
             return False
         try:
@@ -137,7 +137,7 @@ def _auto(**options: Any) -> Builder:
     data = of("data")
 
     def build(sde: Schedule, ts: Array, grid: str) -> Plan:
-        # Clean data, from where a plan may rise, have no direction in the data form.
+        # A plan may rise from clean data, where the data form has no meaning.
         return (of("eps") if rises(ts) and np.isneginf(sde.log_sigma(ts[0])) else data)(sde, ts, grid)
 
     return build
@@ -326,12 +326,12 @@ REGISTRY = (
 
 KNOWN = ", ".join(repr(entry.name) for entry in REGISTRY)
 _PASSES_TO: dict[Callable[..., Builder], Callable[..., Builder]] = {_parallel: parallel_adams}
-"""Where a builder's **options go, if not to `adams`."""
+"""The function that takes a builder's **options, if it is not `adams`."""
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """Return the names that can be typed: of those with a number the first few, of those with a tableau one for each."""
+    """Return the names that users can type: the first few of those with a number, and one per tableau of those with a tableau."""
     found = []
     for entry in REGISTRY:
         parts = TABLEAUX if "<tableau>" in entry.name else range(1, 5) if "<q>" in entry.name else ("",)
@@ -340,7 +340,7 @@ def names() -> tuple[str, ...]:
 
 
 def suggestion(name: str) -> str:
-    """Return what to say of an unknown name: names near to it, if there are any."""
+    """Return what to say about an unknown name: similar names, if there are any."""
     near = get_close_matches(name.lower().replace("-", "_").replace("+", "p"), names(), cutoff=0.7)
     return f"; did you mean {' or '.join(map(repr, sorted(near)))}? The" if near else "; the"
 
@@ -351,7 +351,7 @@ def find(name: str) -> tuple[Entry, tuple[Any, ...]]:
     Raises
     ------
     ValueError
-        For an unknown name; it tells near ones, and lists all.
+        If the name is unknown; the message suggests similar ones, and lists all.
     """
     for entry in REGISTRY:
         if re.fullmatch(entry.pattern, name.replace("-", "_")):
@@ -365,7 +365,7 @@ def get_method(name: str, **options: Any) -> Builder:
     Raises
     ------
     ValueError
-        For an unknown name, or an option that the method does not have.
+        If the name is unknown, or the method does not have one of the options.
     """
     kind("name", name, str, f"one of {KNOWN},")
     entry, arguments = find(name)

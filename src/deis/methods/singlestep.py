@@ -27,7 +27,7 @@ class Steps(NamedTuple):
     c_p: Array
     """Shape (n, s, s), by stage: c_p[:, k, m] = 0 for m > k."""
     c_z: Array | None = None
-    """The deviation of the new noise of each stage, shape (n, s); later stages have c_x[m] / c_x[k] times the noise of stage k."""
+    """The standard deviation of the new noise of each stage k, shape (n, s); a stage m > k has c_x[m] / c_x[k] times this noise."""
 
 
 StepBuilder = Callable[[Schedule, Array, Array], Steps]
@@ -35,19 +35,19 @@ StepBuilder = Callable[[Schedule, Array, Array], Steps]
 
 
 def stage_times(sde: Schedule, start: Array, end: Array, c: Sequence[float]) -> Array:
-    """Return the times of stages at c between start and end in log rho, shape (n, s); at 0 and 1 they are these, to the bit.
+    """Return the times of stages at c between start and end in log rho, shape (n, s); at c = 0 and 1 they are exactly these ends.
 
     Raises
     ------
     ValueError
-        Where log rho is infinite and there is a second stage.
+        If log rho is infinite and there is a second stage.
     """
     high, low = sde.log_rho(start), sde.log_rho(end)
     if len(c) > 1 and not (np.isfinite(high).all() and np.isfinite(low).all()):
         t_infinite = (start[0] if np.isinf(high).any() else end[-1]).item()
         raise ValueError(
             f"stages in log rho need a finite one, and it is infinite at t={t_infinite!r}; start later or end earlier, or use "
-            "a multistep method such as 'tab3' or 'dpmpp_2m', or with noise 'sde_dpmpp_2m'"
+            "a multistep method such as 'tab3' or 'dpmpp_2m', or 'sde_dpmpp_2m' if it is to add noise"
         )
     ends = {0.0: start, 1.0: end}
     return np.stack([ends[c_k] if c_k in ends else sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c], axis=1)
@@ -61,19 +61,19 @@ class SingleStep:
     ----------
     name : str
     family : mapping of int to StepBuilder
-        The steps by their number of stages: the largest is the method's own, the smaller ones meet a budget of evaluations
-        that it does not divide.
+        The steps by their number of stages. The largest is the method's own; the smaller ones meet a budget of evaluations that
+        it does not divide.
     clean_end : bool
-        Make the last step, where it ends at sigma = 0, one of a single stage: log rho is infinite there, and eps not determined
-        by a network that predicts x_0.
+        Use a single stage in the last step if it ends at sigma = 0. There log rho is infinite, and a network that predicts x_0
+        does not determine eps.
     raised : callable, optional
-        raised(sde, ts) -> the times from which the steps start, shape (n,), where noise is added to reach them.
+        raised(sde, ts) -> the times from which the steps start, shape (n,), if noise is added to reach them.
     noise : float
         A factor of that noise.
     fast : bool
-        End a budget that the stages divide with two cheaper steps, of one stage less and of one.
+        If the stages divide the budget, end with two cheaper steps: one with one stage less, and one with a single stage.
     fitted : str
-        What the coefficients are right for, where they do not carry constants exactly; see `deis.Plan`.
+        What the coefficients are right for, if they do not carry constants exactly; see `deis.Plan`.
     """
 
     name: str
@@ -86,13 +86,13 @@ class SingleStep:
 
     @property
     def stages(self) -> int:
-        """The evaluations of a full step."""
+        """The number of evaluations in a full step."""
         return max(self.family)
 
     def split(self, nfe: int, clean: bool) -> list[int]:
-        """Return the stages of each step for a budget: full steps first, and cheaper ones at the end for the rest.
+        """Return the number of stages in each step for a budget: full steps first, and cheaper ones at the end for the rest.
 
-        `clean` tells that the grid ends at sigma = 0. For three stages this is what DPM-Solver calls "fast": ..., 3, 2, 1 or
+        `clean` is whether the grid ends at sigma = 0. For three stages this is what DPM-Solver calls "fast": ..., 3, 2, 1 or
         ..., 3, 1 or ..., 3, 2.
         """
         counts = [self.stages] * (nfe // self.stages)
@@ -130,9 +130,9 @@ Rows = dict[str, AnyArray]
 
 
 def _stage_rows(steps: Steps) -> Rows:
-    """Lay steps that follow each other out: a row for every stage, of which the last accepts the state.
+    """Lay consecutive steps out with a row for each stage; the last stage of a step accepts the state.
 
-    base stays x_i until then, but for the noise of a stage, which it gets at the scale of x_i.
+    Until then base stays x_i, except that it gets the noise of a stage, at the scale of x_i.
     """
     n, s = steps.t.shape
     c_p = np.zeros((n, s, s))
@@ -161,7 +161,7 @@ def _noise_row(sde: Schedule, t: float, up: float, noise: float) -> Rows:
 
 
 def _stack(parts: list[Rows]) -> Rows:
-    """Return rows one after the other, the windows widened to one."""
+    """Return the rows of all parts one after the other, widened to a common window."""
     window = max(part["keep_p"].shape[1] for part in parts)
     for part in parts:
         for name in ("keep_p", "next_p"):

@@ -16,7 +16,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 
 def check_form(form: Any) -> Form | None:
-    """Return a form, "x0" being taken for "data"; or raise ValueError where it is neither None nor a known one."""
+    """Return a form, where "x0" means "data"; raise ValueError if it is neither None nor a known form."""
     if form is None:
         return None
     one_of("form", "data" if isinstance(form, str) and form == "x0" else form, FORMS)
@@ -24,22 +24,22 @@ def check_form(form: Any) -> Form | None:
 
 
 def check_tau(tau: Any) -> float:
-    """Return a rate of renewal of the noise."""
+    """Return a rate at which the noise is renewed."""
     return number("tau", tau, least=0, most=100, hint="0 is no noise, 1 the reverse diffusion")
 
 
 def check_eta(eta: Any) -> float:
-    """Return the square of a rate of renewal of the noise, as SEEDS and k-diffusion have it."""
+    """Return the square of a rate at which the noise is renewed, as used by SEEDS and k-diffusion."""
     return number("eta", eta, least=0, most=1e4, hint="0 is no noise, 1 the reverse diffusion")
 
 
 def choose_form(sde: Schedule, ts: Array, form: Form | None = None) -> Form:
-    """Return the form that is asked for; by default "eps", and "data" where the grid starts at alpha = 0.
+    """Return the requested form; by default "eps", or "data" if the grid starts at alpha = 0.
 
     Raises
     ------
     ValueError
-        For "eps" at alpha = 0 and "data" at sigma = 0, where they say nothing of the state.
+        For "eps" at alpha = 0 and "data" at sigma = 0, where they say nothing about the state.
     """
     at_zero = bool(np.isneginf(sde.log_alpha(ts[:1])).any())
     if at_zero and form == "eps":
@@ -47,18 +47,18 @@ def choose_form(sde: Schedule, ts: Array, form: Form | None = None) -> Form:
     if form == "data" and bool(np.isneginf(sde.log_sigma(ts[:1])).any()):
         raise ValueError(
             f"form='data' has no meaning where sigma is 0, at t={ts[0].item()!r}, from where this plan rises; use a method of the "
-            "eps form, such as 'tab3', or begin at a little noise"
+            "eps form, such as 'tab3', or begin with a little noise"
         )
     return form or ("data" if at_zero else "eps")
 
 
 def rises(ts: Array) -> bool:
-    """Tell whether a grid runs from data to noise."""
+    """Return whether a grid runs from data to noise."""
     return bool(ts[-1] > ts[0])
 
 
 def transport(sde: Schedule, ts: Array, form: Form, tau: Array | float = 0.0) -> tuple[Array, Array]:
-    """Return psi and the factor of the noise of each step, shape (n,): what becomes of x itself."""
+    """Return psi and the factor of the noise for each step, shape (n,): what a step does to x itself."""
     if form == "eps":
         alpha = sde.alpha(ts)
         return alpha[1:] / alpha[:-1], np.zeros(len(ts) - 1)
@@ -78,7 +78,7 @@ def step_degrees(
     *,
     ahead: bool = False,
 ) -> Indices:
-    """Return the degree of the polynomial of each step, shape (n,): what the number of predictions and the clock allow."""
+    """Return the degree of the polynomial in each step, shape (n,), as the number of predictions and the clock allow."""
     n = len(ts) - 1
     finite = np.isfinite(clock(sde, ts, sde.log_rho(ts)))
     usable = np.cumsum(finite[:-1]) + int(ahead)  # predictions so far where the clock is finite
@@ -101,7 +101,7 @@ def adams_weights(
     norm: Norm | None = None,
     ahead: bool = False,
 ) -> Array:
-    """Return the weights C_ij of shape (n, max(degrees) + 1), newest node first, by step i of degree degrees[i].
+    """Return the weights C_ij of shape (n, max(degrees) + 1), newest node first, for step i of degree degrees[i].
 
     The nodes of step i are t_i, t_{i-1}, ..., and with `ahead` t_{i+1}, t_i, ...
     """
@@ -117,7 +117,7 @@ def adams_weights(
 
 
 def first_order(sde: Schedule, ts: Array, form: Form | None, tau: float = 0.0) -> tuple[Form, Array, Array]:
-    """Return the form, and psi and C_i0 of the DDIM step in it, shape (n,)."""
+    """Return the form, and psi and C_i0 of the DDIM step in this form, shape (n,)."""
     chosen = choose_form(sde, ts, form)
     c_0 = adams_weights(sde, ts, np.zeros(len(ts) - 1, dtype=np.intp), CLOCKS["t"], chosen, tau=tau)[:, 0]
     return chosen, transport(sde, ts, chosen, tau)[0], c_0

@@ -27,7 +27,7 @@ def ddim(eta: float = 0.0, form: Form | None = None) -> Builder:
     Raises
     ------
     ValueError
-        Where eta lies outside [0, 1].
+        If eta lies outside [0, 1].
     """
     eta = number("eta", eta, least=0, most=1)
     form = check_form(form)
@@ -50,14 +50,14 @@ def edm_heun(churn: float = 0.0, low: float = 0.0, high: float = math.inf, noise
     Parameters
     ----------
     churn, low, high, noise : float
-        S_churn, S_tmin, S_tmax and S_noise of the paper: before a step from rho in [low, high], rho is raised by the factor
-        1 + min(churn / num_step, sqrt(2) - 1) and noise of the deviation that this takes is added, times `noise`. churn = 0 is the
+        S_churn, S_tmin, S_tmax and S_noise of the paper. Before a step from rho in [low, high], rho is raised by the factor
+        1 + min(churn / num_step, sqrt(2) - 1), and the noise that this takes is added, multiplied by `noise`. churn = 0 is the
         deterministic sampler.
 
     Raises
     ------
     ValueError
-        Where churn is negative, noise not positive, or low greater than high.
+        If churn is negative, noise is not positive, or low is greater than high.
     """
     churn, noise = number("churn", churn, least=0), number("noise", noise, above=0)
     high = number("high", high, infinite=True)

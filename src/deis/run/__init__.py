@@ -25,11 +25,11 @@ def _comparison(plan: Plan) -> Callable[[Schedule], None]:
 
 
 def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
-    """Warn where a plan was made for another schedule than the model's."""
+    """Warn if a plan was made for another schedule than the model's."""
     if not plan.matches(sde):
         warnings.warn(
-            f"the plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model is of {sde.name!r}, whose alpha "
-            "and sigma differ at the plan's times; make or calibrate one for this model",
+            f"the plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model has {sde.name!r}, whose alpha "
+            "and sigma differ at the plan's times; make or calibrate a plan for this model",
             stacklevel=5,
         )
 
@@ -37,7 +37,7 @@ def _warn_of_schedule(plan: Plan, sde: Schedule) -> None:
 def told_for_plan(
     model: Any, plan: Plan, predicts: str | None
 ) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
-    """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does."""
+    """Return the model to call, what it predicts and its threshold: from a Denoiser, or for a plain function from the caller."""
     model = without_labels(model)
     if isinstance(model, Denoiser) and not is_compiling():
         plan.once(_comparison)(model.sde)
@@ -63,38 +63,38 @@ def sample(
     Parameters
     ----------
     plan : Plan, or a list or tuple of one a sample
-        That leads to data; `encode` runs those that lead to noise. Where each sample has a plan of its own, the plans may differ in
-        everything but their schedule, direction included. Every call evaluates the samples that are left, and those alone: there
-        are as many calls as evaluations in the longest plan. A model is told the samples' numbers within the batch, so that
-        `deis.classifier_free` and `Pretrained.conditional` pick their conditions; a plain function that holds labels itself cannot
-        be used so. In JAX a call is always one on the whole batch. There is no trajectory, callback, progress or parallel then.
+        A plan that leads to data; `encode` runs those that lead to noise. If each sample has its own plan, the plans may differ in
+        everything but their schedule; even their directions may differ. Every call evaluates only the samples that are not
+        finished, so there are as many calls as evaluations in the longest plan. `deis.classifier_free` and
+        `Pretrained.conditional` pick the conditions of these samples; a plain function that holds labels itself cannot be used in
+        this way. In JAX every call evaluates the whole batch. trajectory, callback, progress and parallel are not available then.
     model : callable, Denoiser or Pretrained
         model(x, t) -> prediction of the shape of x, where x has the shape and dtype of x_T and t the shape (batch,).
     x_T : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
         The noise, of standard deviation sigma(t) at the plan's start; its type chooses the executor. float16 and bfloat16 are
         carried in float32 between evaluations, with t in float32, and returned in their own dtype.
     predicts : {"eps", "x0", "v", "score", "flow"}, optional
-        What a plain function predicts, "eps" by default; a `deis.Denoiser` says so itself.
+        What a plain function predicts, "eps" by default; a `deis.Denoiser` has its own.
     rng : torch.Generator, jax.random key or numpy.random.Generator, or a sequence (in JAX an array) of them
-        The random numbers of a stochastic plan, of the kind of x_T; others need none. Each sample has a stream of its own: given
-        one generator a sample, a sample depends on its own and on no other sample; given a single one, sample i takes the i-th
-        stream split off it (a torch or NumPy generator goes on from there, a JAX key does not).
+        The source of random numbers for a stochastic plan, of the framework of x_T; other plans need none. Each sample has its own
+        stream. With one generator per sample, a sample depends on its own generator and on no other sample. With a single one,
+        sample i takes the i-th stream split off it; a torch or NumPy generator continues from there, a JAX key does not.
     trajectory : bool
-        Return all states at `plan.ts`, of shape (num_step + 1, batch, ...), in place of the last.
+        Return all states at `plan.ts`, of shape (num_step + 1, batch, ...), instead of the last one.
     callback : callable, optional
-        Called after each step with its number (from 0), the time arrived at, and the state. In JAX under `jit` it runs on the
+        Called after each step with the step's number (from 0), the time reached, and the state. In JAX under `jit` it runs on the
         host, in order.
     progress : bool
-        Show a tqdm bar, one tick a step.
+        Show a tqdm bar that advances once per step.
     check_finite : bool
-        Raise where the model returns NaN or infinity, at the price of waiting for the device in every step.
+        Raise an error if the model returns NaN or infinity. This waits for the device in every step.
     grad : bool
-        Torch only: record gradients; without it the loop runs under `torch.no_grad()`. JAX and its `grad` need nothing.
+        Torch only: record gradients. Without it the loop runs under `torch.no_grad()`. `jax.grad` works without this option.
     parallel : bool
-        Make the evaluations that do not wait for each other in one call: `plan.depth` calls in place of `plan.nfe`, those of k
-        evaluations on k times the batch, one copy of it after the other, with a time for each sample. The samples are the same, to
-        rounding, of a model that treats samples independently. The conditions of `deis.classifier_free` and
-        `Pretrained.conditional` are repeated; a function that holds labels itself must take as many samples.
+        Make evaluations that do not depend on each other in one call: `plan.depth` calls instead of `plan.nfe`. A call of k
+        evaluations runs on k copies of the batch, one after the other, with a time for each sample. If the model treats samples
+        independently, the result is the same up to rounding. The conditions of `deis.classifier_free` and
+        `Pretrained.conditional` are repeated; a function that holds labels itself must accept as many samples.
 
     Returns
     -------
@@ -103,13 +103,14 @@ def sample(
     Raises
     ------
     UserWarning
-        Once, where the plan was made for another noise schedule than that of a Denoiser.
+        Once, if the plan was made for another noise schedule than that of a Denoiser.
     TypeError
-        Where x_T is no such array, or not of a floating dtype, or rng is not of its kind.
+        If x_T is not such an array or not of a floating dtype, or rng is of another framework.
     ValueError
-        Where the plan leads to noise, it is stochastic and rng is missing, what the model predicts does not determine the plan's
-        form at one of its times, x_T has no batch axis or is not finite (with check_finite), or the model returns something else
-        than an array of its shape; where plans in one batch are of different schedules, or not as many as samples.
+        If the plan leads to noise, or is stochastic and rng is missing. If the model's prediction does not determine the plan's
+        form at one of its times, or the model returns anything but an array of the shape of x_T. If x_T has no batch axis, or
+        the model's output is not finite (with check_finite). If the plans of one batch have different schedules, or there are
+        not as many as samples.
     """
     flags = (trajectory, progress, check_finite, grad, parallel)
     if isinstance(plan, list | tuple):
@@ -119,7 +120,7 @@ def sample(
 
 
 def check_direction(plan: Any, direction: str) -> None:
-    """Raise TypeError unless it is a plan, and ValueError unless it leads from one state in that direction."""
+    """Raise TypeError unless `plan` is a plan, and ValueError unless it starts from one state and leads in that direction."""
     kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
     if plan.pair:
         raise ValueError(f"the plan {plan.method!r} begins with two states; give the one that it was made of to deis.invert")
@@ -146,12 +147,12 @@ def _run(
     callback: Callable[[int, float, Any], Any] | None,
     base: Any = None,
 ) -> Any:
-    """Check what all directions have in common, and run; `argument` is what the caller calls x."""
+    """Check the arguments that all directions share, and run; `argument` is the caller's name for x."""
     check_state(argument, x)
     check_model("model", model)
     if callback is not None:
         function("callback", callback, "i", "t", "x")
-    if any(value is not False for value in flags):  # as they are by default
+    if any(value is not False for value in flags):  # False is the default, and needs no check
         _check_flags(flags)
     model, predicts, threshold = told_for_plan(model, plan, predicts)
     factors = conversions(plan, predicts, threshold is not None)
@@ -188,7 +189,7 @@ def _sample_several(
     asked = {"trajectory": trajectory, "callback": callback is not None, "progress": progress, "parallel": parallel}
     for name in (name for name, value in asked.items() if value):
         raise ValueError(
-            f"{name} was asked for and plan is a sequence, whose samples take steps of their own; leave it out, or run each sample "
+            f"{name} was asked for and plan is a sequence, whose samples take different steps; leave it out, or run each sample "
             "by itself"
         )
     model, predicts, threshold = told_for_plan(model, plans[0], predicts)
@@ -210,16 +211,16 @@ def encode(
     grad: bool = False,
     parallel: bool = False,
 ) -> Any:
-    """Run a plan that leads to noise: turn data into the noise from which the probability flow makes them.
+    """Run a plan that leads to noise: turn data into the noise from which the probability flow generates them.
 
     Parameters
     ----------
     plan : Plan
-        Of ``deis.make_plan(..., direction="encode")``.
+        A plan made by ``deis.make_plan(..., direction="encode")``.
     model, predicts, trajectory, callback, progress, check_finite, grad, parallel
         As for `deis.sample`.
     x_0 : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
-        The data at the plan's start: clean where sigma is 0 there. Where it is small, as by default, clean data will do, too.
+        The data at the plan's start. They are clean if sigma is 0 there; if it is small, as by default, clean data will do, too.
 
     Returns
     -------
@@ -228,7 +229,7 @@ def encode(
     Raises
     ------
     ValueError
-        Where the plan leads to data, or x_0 has not the shape of the model's samples; else as `deis.sample`.
+        If the plan leads to data, or x_0 does not have the shape of the model's samples; otherwise as `deis.sample`.
     """
     check_direction(plan, "encode")
     check_sample("x_0", x_0, model)
@@ -248,17 +249,17 @@ def invert(
     check_finite: bool = False,
     grad: bool = False,
 ) -> Any:
-    """Take an exactly invertible plan back: from its last two states to the very state that it began with, to rounding.
+    """Run an exactly invertible plan backwards: from its last two states to the very state that it began with, up to rounding.
 
     Parameters
     ----------
     plan : Plan
-        Of "bdia" or "belm", in either direction: the one that was run, not its `reverse`.
+        A plan of "bdia" or "belm", in either direction. Give the plan that was run, not its `reverse`.
     model, predicts, trajectory, callback, progress, check_finite, grad
-        As for `deis.sample`. With another condition or guidance than before, the way back is an edit.
+        As for `deis.sample`. With another condition or guidance than before, the way back makes an edit.
     states : array of shape (2, batch, ...)
-        The last two states, the last one last: ``deis.sample(plan, ..., trajectory=True)[-2:]``. In float64 the way there and back
-        errs by 1e-12 or so, in float32 by what it makes of the rounding of 1e-7.
+        The last two states, in order: ``deis.sample(plan, ..., trajectory=True)[-2:]``. In float64 the error there and back is
+        about 1e-12. In float32 it depends on how the plan amplifies the rounding error of 1e-7.
 
     Returns
     -------
@@ -267,7 +268,7 @@ def invert(
     Raises
     ------
     ValueError
-        Where the plan is not exactly invertible, or states are not two; else as `deis.sample`.
+        If the plan is not exactly invertible, or there are not two states; otherwise as `deis.sample`.
     """
     kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
     reverse = plan.reverse()

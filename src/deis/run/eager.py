@@ -48,7 +48,7 @@ def _run_groups(
     observe: Callable[[int, Any], None] | None,
     add_noise: AddNoise | None,
 ) -> Any:
-    """Run a plan group by group, each in one call."""
+    """Run a plan group by group, with one call for each."""
     backend = predictor.backend
     rows, combine = plan.once(backend.prepared, backend.carry(x.dtype))
     calling, place = [row for row in plan.rows if row.calls], list(accumulate(row.calls for row in plan.rows))

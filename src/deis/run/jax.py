@@ -62,7 +62,7 @@ Carry = tuple[Array, Array, tuple[Array, ...]]
 def _scan_groups(
     plan: Plan, predictor: Predictor, options: Options, carry: Carry, relay: _Relay | None, add_noise: AddNoise | None
 ) -> tuple[Carry, dict[str, Array]]:
-    """Run a plan group by group, each in one call: one scan for each stretch of groups that call alike."""
+    """Run a plan group by group, with one call for each; consecutive groups with the same pattern of calls share one scan."""
     scanned, outs = _scanned(plan, options.factors, carry[0].dtype), []
     for calls, stretch in groupby(plan.groups, lambda group: tuple(plan.calls[group.start : group.stop].tolist())):
         groups = list(stretch)
@@ -101,7 +101,7 @@ def _group(
             finite[k] = jnp.isfinite(m).all()
         return [predictor.prediction(m, state, factors[k]) for k, m, state in zip(numbers, outputs, states, strict=True)]
 
-    noise = add_noise and partial(add_noise, i=i[-1])  # only the last row adds some
+    noise = add_noise and partial(add_noise, i=i[-1])  # only the last row adds noise
     unknown = jnp.zeros_like(x)
     base, after, history = advance_group(rows, predict, base, x, history, predictor.backend.combine, unknown, noise)
     if relay is not None:
@@ -134,7 +134,7 @@ def scan_rows(
     combine: Combine[Any],
     x: Any,
 ) -> Any:
-    """Run a plan without noise in one scan, as `deis.machine.run_rows` does, on states that `combine` adds up: trees of arrays.
+    """Run a plan without noise in one scan, like `deis.machine.run_rows`, on states that are trees of arrays for `combine`.
 
     `predict(x, t, row, factors)` returns the prediction of a row that calls the network, with t of shape (batch,).
     """
@@ -159,9 +159,9 @@ def scan_rows(
 
 
 class _Relay:
-    """Tells a listener on the host, and brings what it raises back to the caller, whom XLA would give an INTERNAL error or none.
+    """Calls a listener on the host, and raises its errors in the caller; XLA would raise an INTERNAL error, or none.
 
-    Under jit nobody waits for the run, and the error is left to JAX.
+    Under jit nothing waits for the run, and the error is left to JAX.
     """
 
     def __init__(self, observe: Callable[[int, Any], None]) -> None:
@@ -189,7 +189,7 @@ class _Relay:
 
 
 def _scanned(plan: Plan, factors: Sequence[Any], dtype: Any) -> tuple[Array, Row, Array]:
-    """Return the numbers of the rows, the rows as one of arrays, and the factors of their predictions: what the scan runs over."""
+    """Return what the scan runs over: the row numbers, all rows as one row of arrays, and the factors of their predictions."""
     n = len(plan.rows)
     columns = {name: jnp.asarray(getattr(plan, name)[:n], dtype) for name in Row._fields if name not in ("accepts", "calls", "t")}
     t = jnp.asarray(plan.t[:n], jnp.int32 if plan.discrete else dtype)

@@ -62,7 +62,7 @@ def run_jax_several(plans: Sequence[Plan], predictor: Predictor, predicts: str, 
 def _scanned(
     plans: Sequence[Plan], predictor: Predictor, predicts: str, rows: Any, moves: Any, calls: Any, dtype: Any
 ) -> tuple[Array, ...]:
-    """Return what the scan runs over: the numbers of each round, of shape (columns, batch), the rows, who moves, t, and calls."""
+    """Return what the scan runs over: the numbers of each round, shape (columns, batch), the rows, which samples move, t, calls."""
     of = (predicts, predictor.threshold is not None, max(plan.window for plan in plans))
     numbers = np.stack([plan.once(numbers_of, *of)[rows[:, b]] for b, plan in enumerate(plans)], axis=2)
     numbers[:, KEEP_Z] *= moves

@@ -19,7 +19,7 @@ class Options:
     """How to run a plan; see `deis.sample`."""
 
     factors: tuple[tuple[float, ...], ...]
-    """For each row, in float64, what makes the network's output a prediction; see `deis.model.predictions.conversions`."""
+    """For each row, in float64, what turns the network's output into a prediction; see `deis.model.predictions.conversions`."""
     rng: Any
     trajectory: bool
     callback: Callable[[int, float, Any], Any] | None
@@ -32,12 +32,12 @@ class Options:
 
 
 def told(model: Any, predicts: str | None) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
-    """Return the model that is called, what it predicts and its threshold: a Denoiser tells, of a function the caller does.
+    """Return the model to call, what it predicts and its threshold: from a Denoiser, or for a plain function from the caller.
 
     Raises
     ------
     ValueError
-        Where the caller contradicts a Denoiser.
+        If the caller contradicts a Denoiser.
     """
     model, predicts = without_labels(model), named(predicts)
     if not isinstance(model, Denoiser):
@@ -48,7 +48,7 @@ def told(model: Any, predicts: str | None) -> tuple[Callable[[Any, Any], Any], s
 
 
 def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
-    """Return what to tell each row's state: it filters out the stages; None where nobody listens."""
+    """Return the function to call with each row's state, which skips the stages; None if nobody listens."""
     if not (options.trajectory or options.callback or options.progress):
         return None
     number = np.cumsum(plan.accepts) - 1
@@ -63,7 +63,7 @@ def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, An
         if options.trajectory:
             keep.append(x)
         if options.callback is not None:
-            told = options.callback  # it is called as a model is, on x alone
+            told = options.callback  # called like a model of x alone, so that it cannot change the state in place
             backend_of(x).caller()(lambda x, _: told(step, float(plan.ts[step + 1]), x), x, x, "x of callback(i, t, x)")
         if options.progress:
             bar = progress_bar(plan.method or "plan", "step", plan.num_step) if step == 0 else bar
@@ -84,9 +84,9 @@ def progress_bar(about: str, unit: str, total: int | None = None) -> Any:
 
 
 def not_finite(i: int, plan: Plan, sample: Any = None) -> ValueError:
-    """Return the error for a model output that is NaN or infinite, in a sample where each has its own plan."""
+    """Return the error for a model output that is NaN or infinite; it names the sample if each has its own plan."""
     whose = "" if sample is None else f" for sample {sample!r}"
     return ValueError(
         f"model(x, t) returned NaN or infinity{whose} at t={plan.rows[i].t!r} (row {i} of {plan.nfe}); check that x_T is finite, "
-        "that the model is trained at this time, and its dtype"
+        "that the model was trained at this time, and its dtype"
     )

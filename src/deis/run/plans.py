@@ -19,7 +19,7 @@ KEEP_Z, GUESS, FACTORS = 3, 4, 5
 
 
 def numbers_of(plan: Plan, predicts: str, thresholds: bool, window: int) -> Array:
-    """Return the rows of a plan as an array of shape (rows, columns), with zeros up to a window that may be greater than its own.
+    """Return the rows of a plan as an array of shape (rows, columns), padded with zeros to a window that may exceed the plan's.
 
     The columns are t, alpha, sigma, keep_z, guess, the factors of `conversions`, keep_x, keep_p, next_x and next_p.
     """
@@ -31,7 +31,7 @@ def numbers_of(plan: Plan, predicts: str, thresholds: bool, window: int) -> Arra
 
 
 def row_of(columns: Any, window: int) -> tuple[Row, Any]:
-    """Return columns of `numbers_of`, one number a sample each, as a row for `combine`, and the factors of its predictions."""
+    """Return columns of `numbers_of`, one number per sample each, as a row for `combine`, and the factors of its predictions."""
     t, alpha, sigma, keep_z, guess = columns[:FACTORS]
     keep, next_ = columns[-2 - 2 * window : -1 - window], columns[-1 - window :]
     row = Row(t, alpha, sigma, keep[0], keep[1:], keep_z, next_[0], next_[1:], guess, True, True)
@@ -39,10 +39,10 @@ def row_of(columns: Any, window: int) -> tuple[Row, Any]:
 
 
 def rounds_of(plans: Sequence[Plan]) -> tuple[Indices, Flags, Flags]:
-    """Return for each round and sample the row and whether the sample moves, and for each round whether it calls.
+    """Return the row of each sample in each round and whether the sample moves, and for each round whether it calls.
 
-    A round without a call moves the samples whose row makes none; the call after it is one that all take part in that are left.
-    The samples that do not move keep the number of the row they stand at, or of the last that they called.
+    A round without a call moves the samples whose row makes none. The next call then evaluates all samples that are not finished.
+    A sample that does not move keeps the number of its current row, or of the last row that it called.
     """
     at, ends = np.zeros(len(plans), dtype=np.intp), np.array([len(plan.rows) for plan in plans])
     last = np.array([np.flatnonzero(plan.calls)[-1] for plan in plans])
@@ -64,9 +64,9 @@ def check_plan(argument: str, plan: Any) -> None:
     Raises
     ------
     TypeError
-        Where it is none.
+        If it is not a plan.
     ValueError
-        Where it begins with two states.
+        If it begins with two states.
     """
     kind(argument, plan, Plan, "a deis.Plan, as deis.make_plan returns,")
     if plan.pair:
@@ -76,14 +76,14 @@ def check_plan(argument: str, plan: Any) -> None:
 
 
 def check_schedule_of(argument: str, plan: Plan, first: Plan, sde: Schedule | None) -> None:
-    """Check that a plan is of the schedule of another, or of the model's where the model has one that the other matches.
+    """Check that a plan has the schedule of another plan, or the model's if the model has one that the other plan matches.
 
-    Plans carry the name of their schedule and its levels at their own times, which decide where no model tells.
+    Plans carry the name of their schedule and its levels at their own times. These decide if the model has no schedule.
 
     Raises
     ------
     ValueError
-        Where it is of another.
+        If it has another schedule.
     """
     if plan is first:
         return
@@ -94,19 +94,19 @@ def check_schedule_of(argument: str, plan: Plan, first: Plan, sde: Schedule | No
     if not alike:
         raise ValueError(
             f"{argument}, the plan {plan.method!r}, was made for the schedule {plan.schedule!r}, and others here for "
-            f"{first.schedule!r}; one call of the network can hold one schedule alone: run the plans of each by themselves"
+            f"{first.schedule!r}; one call of the network can serve only one schedule: run the plans of each separately"
         )
 
 
 def _levels_agree(plan: Plan, other: Plan) -> bool:
-    """Tell whether two plans have the same levels where they have the same times."""
+    """Return whether two plans have the same levels where they have the same times."""
     _, here, there = np.intersect1d(plan.t, other.t, return_indices=True)
     pairs = ((plan.alpha[here], other.alpha[there]), (plan.sigma[here], other.sigma[there]))
     return all(np.allclose(a, b, 1e-6, 1e-9) for a, b in pairs)
 
 
 def check_factors(argument: str, plan: Plan, predicts: str, thresholds: bool) -> None:
-    """Raise ValueError, which names the argument, where what the network predicts does not determine the plan's form."""
+    """Raise ValueError, which names the argument, if what the network predicts does not determine the plan's form."""
     try:
         conversions(plan, predicts, thresholds)
     except ValueError as error:

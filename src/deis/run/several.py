@@ -22,9 +22,9 @@ def check_several(plans: Sequence[Any], x: Any) -> None:
     Raises
     ------
     TypeError
-        Where one is no plan.
+        If one of them is not a plan.
     ValueError
-        Where there are not as many as samples, or one begins with two states.
+        If there are not as many plans as samples, or one begins with two states.
     """
     for i, plan in enumerate(plans):
         check_plan(f"plan[{i}]", plan)
@@ -38,7 +38,7 @@ def check_together(plans: Sequence[Plan], predicts: str, thresholds: bool, sde: 
     Raises
     ------
     ValueError
-        Where they are of different schedules, one's form is not determined, or one is stochastic and rng is missing.
+        If they have different schedules, the form of one is not determined, or one is stochastic and rng is missing.
     """
     for i, plan in enumerate(plans):
         check_factors(f"plan[{i}]", plan, predicts, thresholds)
@@ -46,7 +46,7 @@ def check_together(plans: Sequence[Plan], predicts: str, thresholds: bool, sde: 
         if plan.stochastic and rng is None:
             raise ValueError(
                 f"plan[{i}], {plan.method!r}, adds noise and rng is missing; give a torch.Generator, a jax.random key or a "
-                "numpy.random.Generator, like x_T, or one a sample"
+                "numpy.random.Generator, like x_T, or one per sample"
             )
 
 

@@ -22,7 +22,7 @@ from .underway import Request, UnderWay
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What a request asks of the network, one entry a sample; the condition is None where it has none."""
+    """What a request asks of the network, with one entry per sample; the condition is None if there is none."""
 
     id: Hashable
     condition: Any
@@ -31,31 +31,31 @@ class _Asked:
 
 
 class Stepper:
-    """A batch that requests enter and leave at any time; each has its own plan, and one network call a step serves them all.
+    """A batch that requests enter and leave at any time. Each has its own plan, and one network call per step serves them all.
 
     ``add`` takes a request, ``step`` evaluates every sample in flight in one call and moves each by its own plan's row, and
-    ``finished`` hands over what is done. A request gets what `deis.sample` gives for it alone, to rounding, whatever else is in
-    flight. It holds the states and last predictions of what is in flight, and results until they are handed over, no more.
+    ``finished`` returns the results. A request gets what `deis.sample` gives for it alone, up to rounding, whatever else is in
+    flight. A Stepper holds only the states and last predictions of what is in flight, and results until they are returned.
 
     Parameters
     ----------
     model : callable, Denoiser or Pretrained
-        As for `deis.sample`. A `deis.Pretrained` network is told the labels and the guidance of each request; of another model
-        all requests ask the same. A function that holds labels itself cannot be used so: the batch changes from step to step.
+        As for `deis.sample`. A `deis.Pretrained` network gets the labels and the guidance of each request. Any other model treats
+        all requests alike. A function that holds labels itself cannot be used here, as the batch changes from step to step.
     predicts : {"eps", "x0", "v", "score", "flow"}, optional
-        What a plain function predicts, "eps" by default; a `deis.Denoiser` says so itself.
+        What a plain function predicts, "eps" by default; a `deis.Denoiser` has its own.
 
     Raises
     ------
     TypeError
-        Where the model cannot be called with (x, t).
+        If the model cannot be called with (x, t).
     ValueError
-        Where predicts is unknown, or contradicts a Denoiser.
+        If predicts is unknown, or contradicts a Denoiser.
 
     Notes
     -----
-    It is not for several threads at once: one loop is to call it. In JAX each new size of the batch is a new shape, for which a
-    jitted network compiles again.
+    It is not thread-safe: call it from one loop. In JAX each new batch size is a new shape, for which a jitted network is compiled
+    again.
     """
 
     def __init__(self, model: Callable[[Any, Any], Any] | Pretrained, *, predicts: str | None = None) -> None:
@@ -71,27 +71,27 @@ class Stepper:
         self._predictor: Predictor | None = None
 
     def add(self, plan: Plan, x_T: Any, id: Hashable, *, labels: Any = None, guidance: Any = 1.0, rng: Any = None) -> None:
-        """Take a request; its first evaluation is that of the next `step`.
+        """Take a request; the next `step` makes its first evaluation.
 
         Parameters
         ----------
         plan : Plan
-            Of the schedule of all others; in either direction, and beginning anywhere.
+            A plan for the same schedule as all others; it may lead in either direction and begin anywhere.
         x_T : torch.Tensor, jax.Array or numpy.ndarray of shape (batch, ...)
-            The samples of the request: their number is its own, and all else is as in those that are in flight.
+            The samples of the request. Their number is free; all else must match the samples in flight.
         id : hashable
-            What `finished` calls it.
+            The key of its result in `finished`.
         labels, guidance
             See `Pretrained.conditional`.
         rng
-            See `deis.sample`; the streams are those of the request run alone.
+            See `deis.sample`; the streams are the same as if the request ran alone.
 
         Raises
         ------
         TypeError
-            Where the plan is none, x_T is no array of a floating dtype, or the id has no hash.
+            If plan is not a plan, x_T is not an array of a floating dtype, or the id is not hashable.
         ValueError
-            Where the id is in use, the plan is of another schedule or its form is not determined, x_T does not fit what is in
+            If the id is in use, the plan is for another schedule or its form is not determined, x_T does not fit what is in
             flight, the network has no such labels, or rng is missing. A request that is refused changes nothing.
         """
         check_plan("plan", plan)
@@ -117,8 +117,8 @@ class Stepper:
         Raises
         ------
         ValueError
-            Where the model returns something else than an array of the shape of x. What an evaluation raises, its own errors
-            included, leaves all samples where they were.
+            If the model returns anything but an array of the shape of x. If an evaluation raises any error, including the model's
+            own, all samples stay where they were.
         """
         if not len(self):
             return 0
@@ -135,7 +135,7 @@ class Stepper:
         return evaluated
 
     def finished(self) -> dict[Hashable, Any]:
-        """Return what is done since it was last asked, by id: x_0 of the shape and dtype of the request's x_T."""
+        """Return the results since the last call, by id: x_0 of the shape and dtype of the request's x_T."""
         done, self._done = self._done, {}
         return done
 
@@ -151,8 +151,8 @@ class Stepper:
     def _check_schedule(self, plan: Plan) -> None:
         if self._sde is not None and not plan.matches(self._sde):
             raise ValueError(
-                f"plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model is of {self._sde.name!r}, whose "
-                "levels differ at its times; make or calibrate one for this model"
+                f"plan {plan.method!r} was made for the schedule {plan.schedule!r} and the model has {self._sde.name!r}, whose "
+                "levels differ at its times; make or calibrate a plan for this model"
             )
         if self._sde is None and self._first is not None:
             check_schedule_of("plan", plan, self._first, None)
@@ -163,7 +163,7 @@ class Stepper:
         (_, dtype, shape, device, condition), (_, dtypes, shapes, devices, conditions) = like, self._like
         raise ValueError(
             f"x_T has samples of {dtype}, shape {shape}, on {device} and with conditions of shape {condition}, and those in flight "
-            f"of {dtypes}, {shapes}, on {devices} and of {conditions}; one call holds one kind alone: use another Stepper"
+            f"of {dtypes}, {shapes}, on {devices} and of {conditions}; one call can only hold one kind: use another Stepper"
         )
 
     def _asked(self, id: Hashable, labels: Any, guidance: Any, batch: int) -> _Asked:
@@ -171,8 +171,8 @@ class Stepper:
         if self._network is None:
             if labels is not None or weights(guidance) != 1:
                 raise ValueError(
-                    f"labels={shown(labels)} and guidance={shown(guidance)} can be told to a deis.Pretrained network alone, and "
-                    f"model is {shown(self._model)}; make one of it, or leave them out"
+                    f"labels={shown(labels)} and guidance={shown(guidance)} need a deis.Pretrained network, and model is "
+                    f"{shown(self._model)}; make one of it, or leave them out"
                 )
             return _Asked(id, None, None, np.ones(batch))
         condition, null = self._network.conditions(labels, guidance, batch)
@@ -186,7 +186,7 @@ class Stepper:
         return _Asked(id, condition, null, np.broadcast_to(np.array(weight), (batch,)))
 
     def _enter(self) -> None:
-        """Let in those that wait, and bring all to their next call."""
+        """Let the waiting requests in."""
         if self._waiting:
             backend = self._like[0]
             self._way = self._way or UnderWay(backend, self._predicts, self._threshold is not None)
@@ -195,7 +195,7 @@ class Stepper:
             self._waiting, self._predictor = [], None
 
     def _collect(self) -> None:
-        """Bring all to their next call, and take out what is done."""
+        """Bring all requests to their next call, and take out those that are done."""
         if self._way is None:
             return
         backend, dtype = self._like[:2]

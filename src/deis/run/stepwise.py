@@ -20,7 +20,7 @@ class Stepwise:
     Parameters
     ----------
     plan : Plan
-        That begins with an evaluation, or with a row that hands its state on to one.
+        A plan that begins with an evaluation, or with a row that hands its state on to one.
     predicts : {"eps", "x0", "v", "score", "flow"}
         What the network predicts.
     threshold : callable, optional
@@ -29,12 +29,12 @@ class Stepwise:
     Raises
     ------
     ValueError
-        Where what the network predicts does not determine the plan's form, or the plan's first row makes no evaluation.
+        If what the network predicts does not determine the plan's form, or the plan does not begin with an evaluation.
     """
 
     def __init__(self, plan: Plan, predicts: str, threshold: Callable[[Any], Any] | None = None) -> None:
         if not (plan.calls[0] or plan.hands_on):
-            raise ValueError(f"the plan {plan.method!r} begins without an evaluation, and this loop with one; use deis.sample")
+            raise ValueError(f"the plan {plan.method!r} begins without an evaluation, and this loop needs one; use deis.sample")
         self.plan, self.threshold = plan, threshold
         self.factors = conversions(plan, predicts, threshold is not None)
         self.rows, self.combine = plan.once(BACKEND.prepared, torch.float32)
@@ -48,8 +48,8 @@ class Stepwise:
     def step(self, m: Tensor, sample: Tensor, add_noise: Callable[[float, Tensor], Tensor] | None = None) -> Tensor:
         """Return the next sample to evaluate, after the network returned m at this one.
 
-        The sample may be another than was returned last, as inpainting makes it; the plan goes on from it. The state is carried in
-        float32 or better, and rounded to the sample's dtype for the outside only.
+        The sample may differ from the one returned last, as in inpainting; the plan continues from it. The state is carried in
+        float32 or better; only what is returned is rounded to the sample's dtype.
         """
         x = self._state(sample)
         base = x if self.base is None or self.base is self.x else self.base
@@ -66,13 +66,13 @@ class Stepwise:
         return self._send(x.to(sample.dtype))
 
     def _state(self, sample: Tensor) -> Tensor:
-        """Return the state: what the last step left of it, where nobody has changed it since."""
+        """Return the state: the one that the last step left, unless the caller has changed the sample since."""
         if self.x is not None and sample is self.sent and sample._version == self.version:
             return self.x
         return sample.to(torch.promote_types(sample.dtype, torch.float32))
 
     def _send(self, sample: Tensor) -> Tensor:
-        if sample.is_inference():  # its changes are not counted
+        if sample.is_inference():  # torch keeps no version counter of inference tensors
             self.sent = None
         else:
             self.sent, self.version = sample, sample._version

@@ -26,7 +26,7 @@ class Request:
     plan: Plan
     size: int
     name: Any
-    """What the caller knows them by."""
+    """The caller's name for them."""
     add_noise: AddNoise | None = None
     row: int = 0
 
@@ -40,10 +40,10 @@ class Request:
 
 
 class UnderWay:
-    """The state of the machine for samples that enter and leave, with one number a sample for each coefficient.
+    """The state of the machine for samples that enter and leave, with one number per sample for each coefficient.
 
-    All of them wait for a call, once `settle` has moved those whose row makes none and `leave` has taken out those that are done.
-    A sample that enters has zeros for predictions that it never made, which its plan gives no weight.
+    `settle` moves the samples whose row makes no call, and `leave` takes out those that are done. After that, all wait for a call.
+    A sample that enters has zeros in place of earlier predictions; its plan gives them no weight.
     """
 
     def __init__(self, backend: Backend, predicts: str, thresholds: bool) -> None:
@@ -87,9 +87,9 @@ class UnderWay:
         return out
 
     def evaluate(self, predictor: Predictor, samples: Any = None, batch: int | None = None, check_finite: bool = False) -> int:
-        """Evaluate all samples in one call and move each by its row; return their number.
+        """Evaluate all samples in one call and move each by its row; return how many there were.
 
-        `samples` are their numbers within a batch that the model has conditions for, and `batch` is the size of that.
+        `samples` are their indices in a batch for which the model has conditions, and `batch` is the size of that batch.
         """
         numbers = self._numbers()
         row, factors = self._row(numbers)
@@ -112,13 +112,13 @@ class UnderWay:
         return max(request.plan.window for request in self.requests)
 
     def _places(self) -> Iterator[tuple[Request, slice]]:
-        """Yield the requests, and where the samples of each are."""
+        """Yield each request and the slice of its samples."""
         ends = [0, *accumulate(self._sizes)]
         for request, start, end in zip(self.requests, ends, ends[1:], strict=False):
             yield request, slice(start, end)
 
     def _numbers(self) -> Array:
-        """Return the rows that the samples are at, of shape (columns, samples); any row for those that are done."""
+        """Return the current rows of the samples, of shape (columns, samples); any row for those that are done."""
         of = (self.predicts, self.thresholds, self._window)
         rows = [request.plan.once(numbers_of, *of)[min(request.row, len(request.plan.rows) - 1)] for request in self.requests]
         return np.repeat(np.stack(rows), self._sizes, axis=0).T
@@ -142,7 +142,7 @@ class UnderWay:
         return there._replace(keep_p=(), next_p=(), **sums), factors
 
     def _move(self, row: Row, numbers: Array, p: Any, who: Flags, moves: Flags | None = None) -> None:
-        """Move requests by a row, given the predictions of all; `moves` tells which samples, where it is not all of them."""
+        """Move requests by a row, given the predictions of all; `moves` marks the samples that move, if not all do."""
         history = (p, *self.history)
         base, x = advance(row, self.base, history, add_up, lambda keep_z, base: self._noised(numbers[KEEP_Z], keep_z, base))
         history = history[: self._window - 1]
@@ -157,7 +157,7 @@ class UnderWay:
             request.row += moved
 
     def _noised(self, numbers: Array, keep_z: Any, base: Any) -> Any:
-        """Add noise to the samples whose row adds some, each from its own stream."""
+        """Add noise to the samples whose row adds noise, each from its own stream."""
         xp, parts = self.backend.xp, []
         for request, place in self._places():
             zero = xp.zeros_like(base[place])
@@ -172,6 +172,6 @@ class UnderWay:
 
 
 def _sum(here: list[Array], there: list[Any]) -> Sum:
-    """Return the terms of a sum of states, of numbers on the host and on the device, without those of weight 0 for all samples."""
+    """Return the terms of a sum of states, given its weights on the host and on the device, without those that are 0 for all."""
     made = tuple((None if (c == 1).all() else there[j], j) for j, c in enumerate(here) if c.any())
     return made or ((there[0], 0),)
