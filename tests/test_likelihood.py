@@ -393,7 +393,7 @@ def test_the_command_measures_real_images(tmp_path: Path) -> None:
     deis.make_plan(deis.load_model().sde, "tab2", 4).save(tmp_path / "plan.json")
     for wrong, match in (
         (["--likelihood", "2", "--plan", str(tmp_path / "plan.json")], "leads from noise to data"),
-        (["--likelihood", "9"], "has 3 images"),
+        (["--likelihood", "9"], "3; give fewer"),
         (["--likelihood", "2", "--lpips", "alex"], "leave out --lpips"),
     ):
         refused = CliRunner().invoke(main, [*arguments, *wrong])
