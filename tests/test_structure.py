@@ -21,7 +21,7 @@ STOREYS = [
     {"methods"},
     {"model"},
     {"run"},
-    {"cut", "edit", "likelihood", "norm", "reference", "repaint"},
+    {"cut", "edit", "likelihood", "linear", "norm", "reference", "repaint"},
     {"calibration"},
     {"features"},
     {"adapters", "comparison", "evaluation"},

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from .edit import add_noise, image_to_image, inpaint
     from .grids import make_grid
     from .likelihood import LogLikelihood, log_likelihood
+    from .linear.build import make_linear_plan
+    from .linear.named import CLD, PSLD, Blurring, FrequencyVP
+    from .linear.plan import LinearPlan
+    from .linear.sample import sample_linear
+    from .linear.sde import LinearSDE
     from .methods import get_method, make_plan
     from .methods.adams import adams
     from .methods.exponential import EXPONENTIAL_TABLEAUX, ExponentialTableau, exponential_rk
@@ -34,13 +39,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM", "EXPONENTIAL_TABLEAUX", "TABLEAUX", "VESDE", "VPSDE", "ButcherTableau", "Comparison", "Denoiser",
-    "ExponentialTableau", "FlowMatching", "LogLikelihood", "Plan", "PlanFamily", "Pretrained", "Recommendation", "Schedule",
-    "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise", "calibrate", "calibrate_family", "calibrate_range",
-    "calibration_report", "classifier_free", "classifier_guided", "compare", "cut_plan", "dynamic_threshold",
-    "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image", "inpaint", "invert",
-    "load_model", "load_plan", "log_likelihood", "make_grid", "make_plan", "make_teacher", "measure_norm", "parallel_adams",
-    "posterior", "recommend", "rho_rk", "sample", "static_threshold", "write_report",
+    "CLD", "EDM", "EXPONENTIAL_TABLEAUX", "PSLD", "TABLEAUX", "VESDE", "VPSDE", "Blurring", "ButcherTableau", "Comparison",
+    "Denoiser", "ExponentialTableau", "FlowMatching", "FrequencyVP", "LinearPlan", "LinearSDE", "LogLikelihood", "Plan",
+    "PlanFamily", "Pretrained", "Recommendation", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
+    "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided",
+    "compare", "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided",
+    "image_to_image", "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_linear_plan",
+    "make_plan", "make_teacher", "measure_norm", "parallel_adams", "posterior", "recommend", "rho_rk", "sample",
+    "sample_linear", "static_threshold", "write_report",
 ]  # fmt: skip
 
 _HOME = {
@@ -53,6 +59,11 @@ _HOME = {
         "edit": "add_noise image_to_image inpaint",
         "grids": "make_grid",
         "likelihood": "LogLikelihood log_likelihood",
+        "linear.build": "make_linear_plan",
+        "linear.named": "CLD PSLD Blurring FrequencyVP",
+        "linear.plan": "LinearPlan",
+        "linear.sample": "sample_linear",
+        "linear.sde": "LinearSDE",
         "methods": "get_method make_plan",
         "methods.adams": "adams",
         "methods.exponential": "EXPONENTIAL_TABLEAUX ExponentialTableau exponential_rk",

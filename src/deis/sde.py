@@ -154,7 +154,7 @@ def _log(x: ArrayLike) -> Array:
 
 def check_schedule(sde: object) -> None:
     """Raise TypeError unless `sde` is a noise schedule."""
-    kind("sde", sde, Schedule, "a noise schedule such as deis.VPSDE.linear(),")
+    kind("sde", sde, Schedule, "a noise schedule such as deis.VPSDE.linear() (deis.make_linear_plan takes a deis.LinearSDE),")
 
 
 def _keep(schedule: Schedule, argument: str, value: float | str) -> None:
