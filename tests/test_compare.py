@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -395,3 +397,21 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = run(*arguments)
     assert result.exit_code == 130
     assert f"is in {tmp_path / 'report' / 'work'}: give the same command to go on" in result.output
+
+
+def test_a_notebook_shows_the_errors_and_their_figure() -> None:
+    found = deis.compare(counting([]), noise(), **FEW)
+    page = found._repr_html_()
+    ElementTree.fromstring(page.replace("xlink:", ""))
+    assert "<svg" in page
+    for row in found.rows:
+        assert f"<td>{row.error:.3g}</td>" in page
+    nothing = replace(found, rows=(replace(found.rows[0], error=None, note=NOT_FINITE),))._repr_html_()
+    assert "<svg" not in nothing
+    assert f"<td>{NOT_FINITE}</td>" in nothing
+
+
+def test_a_notebook_without_matplotlib_shows_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = deis.compare(counting([]), noise(), **FEW)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert found._repr_html_().startswith("<div><details open>")

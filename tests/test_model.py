@@ -113,6 +113,11 @@ def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
     assert (none - label).abs().max() > 1e-2
 
 
+def test_labels_of_eight_bits_are_labels() -> None:
+    x, t = torch.tensor(X_T), torch.full((20,), 0.4)
+    torch.testing.assert_close(torch_model.conditional(LABELS.astype(np.uint8))(x, t), torch_model.conditional(LABELS)(x, t))
+
+
 def test_bad_labels_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"0 \.\.\. 9"):
         torch_model.conditional([10])

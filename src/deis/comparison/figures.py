@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..arrays import AnyArray
-from .result import Comparison, Row
 
+Comparison: TypeAlias = Any
+Row: TypeAlias = Any
+"""Those of `deis.comparison.result`, which lies above: in a notebook a comparison draws itself by this module."""
 INK = "#1a1a1b"
 """Of text and axes: no other thing has it, so that a page may put its own colour in its place."""
 _FAINT = "#8a8a8b"
@@ -37,6 +40,19 @@ def figures(found: Comparison) -> dict[str, Any]:
     with mpl.rc_context(_RC):
         drawn = {name: draw(found) for name, draw in made.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def errors_as_svg(found: Comparison) -> str:
+    """Return the figure of the errors as an element of a page, on white; empty where there are none to draw."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_RC):
+        figure = errors(found)
+        if figure is None:
+            return ""
+        file = io.StringIO()
+        figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return file.getvalue()[file.getvalue().index("<svg") :]
 
 
 def style(i: int) -> dict[str, Any]:

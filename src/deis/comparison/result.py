@@ -11,6 +11,8 @@ import numpy as np
 
 from ..arrays import AnyArray
 from ..plan import Plan
+from ..plan_html import table_of
+from .figures import errors_as_svg
 from .lineup import CALIBRATED
 from .weights import Identity
 
@@ -138,6 +140,20 @@ class Comparison:
         """Return the median overhead of a method over its budgets."""
         found = [row.overhead for row in self.of(series) if row.overhead is not None]
         return float(np.median(found)) if found else None
+
+    def _repr_html_(self) -> str:
+        """Return the comparison as a notebook shows it: the errors against NFE, and the numbers to unfold."""
+        try:
+            picture = errors_as_svg(self)
+        except ImportError:  # the numbers do without matplotlib
+            picture = ""
+        cells = [[series, *(self._error_text(series, nfe) for nfe in self.nfes)] for series in self.series]
+        table = table_of(["error to the converged solution", *map(str, self.nfes)], cells)
+        return f"<div>{picture}<details{'' if picture else ' open'}><summary>The errors by NFE</summary>{table}</details></div>"
+
+    def _error_text(self, series: str, nfe: int) -> str:
+        row = self.row(series, nfe)
+        return "" if row is None else row.note or f"{row.error:.3g}"
 
     def document(self) -> dict[str, Any]:
         """Return all numbers as JSON: those of the tables and figures."""

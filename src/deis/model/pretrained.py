@@ -145,7 +145,7 @@ class Pretrained:
             )
         if labels.size and not (labels.min() >= 0 and labels.max() < self.num_classes):
             raise ValueError(f"labels={labels.tolist()} must lie in 0 ... {self.num_classes - 1}")
-        return labels, self._null(len(labels))
+        return labels.astype(np.int64), self._null(len(labels))  # data sets keep them in 8 bits, which torch does not look up
 
     def _null(self, batch: int) -> np.ndarray | None:
         return None if self.null_class is None else np.full(batch, self.null_class)
