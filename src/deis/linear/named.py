@@ -48,7 +48,7 @@ def CLD(
     Gamma = 2 * M**0.5 if friction is None else number("friction", friction, above=0)
     drift, noise = np.array([[0, 1 / M], [-1, -Gamma / M]]), np.diag([0, (2 * Gamma) ** 0.5])
     covariance = np.diag([0, number("gamma", gamma, least=0) * M])
-    name = f"CLD({beta!r}, {M!r}, {Gamma!r}, {gamma!r})"
+    name = f"CLD({_called(beta)}, {M!r}, {Gamma!r}, {gamma!r})"
     return _scaled(drift, noise, covariance, speed, name, "block", sampling_eps, sampling_T)
 
 
@@ -89,7 +89,7 @@ def PSLD(
     v = G + 2 / M**0.5 if nu is None else number("nu", nu, least=0)
     drift, noise = np.array([[-G, 1 / M], [-1, -v]]) / 2, np.diag([G**0.5, (v * M) ** 0.5])
     covariance = np.diag([0, number("gamma", gamma, least=0) * M])
-    name = f"PSLD({beta!r}, {M!r}, {G!r}, {v!r}, {gamma!r})"
+    name = f"PSLD({_called(beta)}, {M!r}, {G!r}, {v!r}, {gamma!r})"
     return _scaled(drift, noise, covariance, speed, name, "block", sampling_eps, sampling_T)
 
 
@@ -184,6 +184,11 @@ def _speed(beta: Beta) -> Callable[[float], float]:
         return beta
     constant = number("beta", beta, above=0)
     return lambda t: constant
+
+
+def _called(beta: Beta) -> str:
+    """Return what a name says of a speed: a function has no text that another process would have, too."""
+    return "beta(t)" if callable(beta) else repr(float(beta))
 
 
 def _scaled(
