@@ -115,6 +115,7 @@ def choose(page: Any, tab: str, label: str, value: str) -> None:
     field.fill(value)
     field.press("Enter")
     field.press("Tab")
+    page.wait_for_timeout(300)  # the server answers a change, and a field that is filled meanwhile may lose what it holds
 
 
 def test_a_changed_method_makes_a_new_picture_and_its_code_the_same(page: Any, tmp_path: Path) -> None:
