@@ -106,13 +106,7 @@ def _calibrate_range(model: Any, noise: Any, settings: dict[str, Any], options: 
 @click.option("--num", default=50, type=shared.POSITIVE, show_default=True, help="The number of samples.")
 @click.option("--class", "label", type=int, help="The class of every sample; without it, each class in turn.")
 @click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Samples per batch; no sample depends on it.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float64", "float32"]),
-    default="float64",
-    show_default=True,
-    help="float64: the same picture, bit for bit, whatever the batch. float32: faster, and the same up to rounding.",
-)
+@shared.dtype_option
 @click.option("--out", type=shared.OutFile(), default=Path("samples.png"), show_default=True)
 @click.option("--npz", type=shared.OutFile(), help="Write the samples as arrays, too.")
 @shared.errors()

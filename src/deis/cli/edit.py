@@ -41,13 +41,7 @@ PICTURE = click.Path(path_type=Path)
 @click.option("--num", default=1, type=shared.POSITIVE, show_default=True, help="The number of edits, side by side.")
 @click.option("--class", "label", type=int, help="The class to edit towards; without it, no class.")
 @click.option("--batch", default=50, type=shared.POSITIVE, show_default=True, help="Edits per batch; no edit depends on it.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float64", "float32"]),
-    default="float64",
-    show_default=True,
-    help="float64: the same picture, bit for bit, whatever the batch. float32: faster, and the same up to rounding.",
-)
+@shared.dtype_option
 @click.option("--out", type=shared.OutFile(), default=Path("edit.png"), show_default=True)
 @shared.errors()
 def edit_command(**options: Any) -> None:

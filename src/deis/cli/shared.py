@@ -124,6 +124,14 @@ def choose_plan(model: Pretrained, options: dict[str, Any]) -> Plan:
     return build_plan(model.sde, options)
 
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float64", "float32"]),
+    default="float64",
+    show_default=True,
+    help="float64: the same picture, bit for bit, whatever the batch. float32: faster, and the same up to rounding.",
+)
+"""The option of the commands that write pictures."""
 _OPTION_HELP = "What the file of a model does not say, such as sde=ve or size=32; see deis.load_model."
 
 
