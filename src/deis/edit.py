@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,14 +121,8 @@ def image_to_image(
     _check_finite(x_0, None)
     kept = backend.xp.zeros_like(x_0) if strength == 1 else x_0
     start = _noised(kept, part.alpha[:1], part.sigma[:1], rng)
-    options: dict[str, Any] = {
-        "callback": callback,
-        "progress": progress,
-        "check_finite": check_finite,
-        "grad": grad,
-        "parallel": parallel,
-    }
-    return sample(part, denoiser, start, rng=rng, **options)
+    run = partial(sample, callback=callback, progress=progress, check_finite=check_finite, grad=grad, parallel=parallel)
+    return run(part, denoiser, start, rng=rng)
 
 
 def inpaint(
@@ -189,14 +184,8 @@ def inpaint(
     xp = backend_of(x_0).xp
     known = xp.where(unknown, xp.zeros_like(x_0), x_0)  # a mask that multiplies would keep NaN
     start = _noised(known if strength == 1 else x_0, part.alpha[:1], part.sigma[:1], rng)
-    options: dict[str, Any] = {
-        "callback": callback,
-        "progress": progress,
-        "check_finite": check_finite,
-        "grad": grad,
-        "parallel": parallel,
-    }
-    return xp.where(unknown, sample(part, _with_known(denoiser, known, unknown), start, rng=rng, **options), x_0)
+    run = partial(sample, callback=callback, progress=progress, check_finite=check_finite, grad=grad, parallel=parallel)
+    return xp.where(unknown, run(part, _with_known(denoiser, known, unknown), start, rng=rng), x_0)
 
 
 def edit_plan(plan: Plan, sde: Schedule, strength: float, resample: int = 1) -> Plan:
