@@ -306,6 +306,7 @@ def parametrised(x: Tensor, t: Tensor) -> Tensor:
 
 
 THRESHOLDED = deis.Denoiser(coupled, SDE, threshold=deis.static_threshold())
+GUIDED_THRESHOLDED = deis.classifier_guided(THRESHOLDED, lambda x, t: x.sum((1, 2)))
 REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "numpy": (TypeError, "NumPy has no derivatives", {"x_0": X_0}),
     "half": (ValueError, "x_0 has dtype torch.float16", {"x_0": torch.tensor(X_0).half()}),
@@ -316,7 +317,10 @@ REFUSED: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "guess": (ValueError, "without afs=", {"plan": encoding("tab2", afs=0.5)}),
     "threshold": (ValueError, "model has a threshold", {"model": THRESHOLDED}),
     "inner threshold": (
-        ValueError, "model has a threshold", {"model": deis.classifier_guided(THRESHOLDED, lambda x, t: x.sum((1, 2)))},
+        ValueError, "model has a threshold", {"model": GUIDED_THRESHOLDED},
+    ),
+    "guided threshold": (
+        ValueError, "model has a threshold", {"model": deis.guided(GUIDED_THRESHOLDED, GUIDED_THRESHOLDED, 2.0)},
     ),
     "no stream": (ValueError, "rng is missing", {"exact": False}),
     "another stream": (TypeError, "rng must be a torch", {"exact": False, "rng": np.random.default_rng(0)}),

@@ -227,7 +227,7 @@ def test_callbacks_bars_and_the_look_for_nan_work_side_by_side(backend: str, cap
     def late(x: Any, t: Any) -> Any:
         return model(x, t) * xp.where(t < PLAN.t[5], xp.asarray(np.nan), xp.asarray(1.0)).reshape(-1, 1, 1)
 
-    with pytest.raises(ValueError, match=rf"NaN or infinity at t={PLAN.rows[6].t!r} \(row 6 of 9\)"):
+    with pytest.raises(ValueError, match=rf"NaN or infinity at t={PLAN.rows[6].t!r} \(row 6 of 10\)"):
         deis.sample(PLAN, late, x, parallel=True, check_finite=True)
 
 

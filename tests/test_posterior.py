@@ -467,3 +467,22 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
 def test_bad_input_is_refused_by_name(call: Callable[[], Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_of_samples_with_a_plan_each_every_one_has_its_own_measurements(method: str) -> None:
+    """The samples leave the batch one by one; a mask and a y for each stay with theirs."""
+    sde = SCHEDULES["vp"]
+    y = measurements("mask for each", 0.1)
+    model = deis.posterior(deis.Denoiser(curved, sde, "v"), OPERATORS["mask for each"], y, 0.1, method)
+    plans = [deis.make_plan(sde, "tab2", nfe=n) for n in (6, 3, 5)]
+    x_T = torch.tensor(X)
+    found = deis.sample(plans, model, x_T)
+    for i, plan in enumerate(plans):
+        torch.testing.assert_close(found[i], deis.sample(plan, model, x_T)[i], rtol=0, atol=1e-12)
+
+
+def test_a_posterior_tells_the_shape_of_its_samples() -> None:
+    denoiser = deis.Denoiser(curved, SCHEDULES["vp"], "v", shape=SHAPE)
+    assert deis.posterior(denoiser, OPERATORS["downsample"], measurements("downsample", 0.1), 0.1).shape == SHAPE
+    assert deis.classifier_guided(denoiser, lambda x, t: x.sum((1, 2, 3))).shape == SHAPE

@@ -124,9 +124,8 @@ def log_likelihood(
     probes, c = whole("probes", probes), number("data_deviation", data_deviation, above=0)
     deviation = number("prior_deviation", plan.sigma[-1] if prior_deviation is None else prior_deviation, above=0)
     model, predicts, _ = told_for_plan(model, plan, predicts)
-    for part in (model, getattr(getattr(model, "model", None), "denoiser", None)):  # also the one that a classifier guides
-        if isinstance(part, Denoiser) and part.threshold is not None:
-            raise ValueError("model has a threshold, and so no density of its own; make the deis.Denoiser without threshold=")
+    if _has_threshold(model):
+        raise ValueError("model has a threshold, and so no density of its own; make the deis.Denoiser without threshold=")
     size = math.prod(x_0.shape[1:])
     z = _unit_vectors(x_0, size) if exact else _signs(backend, x_0, rng, probes)
     predictor = Predictor(model, backend, x_0.dtype)
@@ -136,6 +135,14 @@ def log_likelihood(
     known = size * (math.log(spread[-1] / spread[0]) - math.log(deviation) - math.log(2 * math.pi) / 2)
     nats = known + change - ((x_T / deviation) ** 2).reshape(len(x_T), -1).sum(1) / 2
     return _finished(nats, error, size, plan.nfe)
+
+
+def _has_threshold(model: Any) -> bool:
+    """Return whether a denoiser, or one that it guides, has a threshold."""
+    if isinstance(model, Denoiser):
+        return model.threshold is not None or _has_threshold(model.model)
+    inner = getattr(model, "denoiser", getattr(model, "strong", None))
+    return isinstance(inner, Denoiser) and _has_threshold(inner)
 
 
 def _check_plan(plan: Plan) -> None:

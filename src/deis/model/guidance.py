@@ -114,7 +114,7 @@ def classifier_guided(denoiser: Denoiser, log_prob: Callable[[Any, Any], Any], w
     kind("denoiser", denoiser, Denoiser, "a deis.Denoiser, which says what it predicts,")
     function("log_prob", log_prob, "x", "t")
     weight = number("weight", weight, hint="0 is no guidance")
-    return Denoiser(_ClassifierGuided(denoiser, log_prob, weight), denoiser.sde, "eps")
+    return replace(denoiser, model=_ClassifierGuided(denoiser, log_prob, weight), predicts="eps", threshold=None)
 
 
 def _total(found: Any, x: Any) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from ..arguments import check_state, kind, number, one_of
 from ..backends import backend_of
@@ -77,6 +79,11 @@ class _Posterior:
         """Return the step in x_0 for each copy of the batch: the operator and y belong to one."""
         if not isinstance(level, Levels):
             return self._step(x_0, level.alpha, level.sigma)
+        if level.samples is not None:  # operator and y are of the whole batch: any sample stands for those that are not evaluated
+            stand_ins = np.zeros(level.batch or 0, dtype=np.intp)
+            stand_ins[level.samples] = np.arange(len(x_0))
+            step = self._step(x_0[stand_ins], level.alpha[stand_ins], level.sigma[stand_ins])
+            return step[level.samples]
         size = len(x_0) // level.copies
         parts = [slice(k * size, (k + 1) * size) for k in range(level.copies)]
         return backend_of(x_0).xp.concatenate([self._step(x_0[p], level.alpha[p], level.sigma[p]) for p in parts])
@@ -198,5 +205,5 @@ def posterior(
     deviation = number("deviation", deviation, above=0, hint="it is the standard deviation of the data")
     if not (math.isfinite(noise * noise) and 0 < deviation * deviation < math.inf):
         raise ValueError(f"noise={noise!r} and deviation={deviation!r} must have squares that a float can hold; scale the data")
-    model = _Posterior(denoiser, operator, y, noise, method, weight, deviation)
-    return Denoiser(model, denoiser.sde, denoiser.predicts, denoiser.threshold)
+    model: Any = _Posterior(denoiser, operator, y, noise, method, weight, deviation)
+    return replace(denoiser, model=model)

@@ -87,6 +87,6 @@ def not_finite(i: int, plan: Plan, sample: Any = None) -> ValueError:
     """Return the error for a model output that is NaN or infinite; it names the sample if each has its own plan."""
     whose = "" if sample is None else f" for sample {sample!r}"
     return ValueError(
-        f"model(x, t) returned NaN or infinity{whose} at t={plan.rows[i].t!r} (row {i} of {plan.nfe}); check that x_T is finite, "
+        f"model(x, t) returned NaN or infinity{whose} at t={plan.rows[i].t!r} (row {i} of {len(plan.rows)}); check "
         "that the model was trained at this time, and its dtype"
     )
