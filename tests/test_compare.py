@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ import deis
 from deis.cli import main
 from deis.comparison.figures import INK, figures
 from deis.comparison.lineup import entries
+from deis.comparison.noise import noise_for
 from deis.comparison.report import number
 from deis.comparison.result import NOT_FINITE, Comparison, Row
 from deis.comparison.weights import Identity, networks, weights_digest
@@ -158,6 +160,21 @@ def test_a_setting_that_is_not_finite_is_a_marked_cell(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count(f">{NOT_FINITE}</td>") == 4
     json.loads((tmp_path / "report" / "comparison.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_later_batch_that_is_not_finite_marks_its_cell() -> None:
+    """With an extractor, for which such a batch has no features."""
+    bad = deis.make_plan(SDE, "ddim", 4).t[1].item()
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        return model(x, t) * (torch.nan if len(x) == 1 and t[0].item() == pytest.approx(bad, abs=1e-12) else 1)
+
+    real: dict[str, Any] = {"real": np.random.default_rng(0).standard_normal((9, 2))}
+    real |= {"extractor": lambda images: images.reshape(len(images), -1)[:, :2]}
+    found = deis.compare(
+        deis.Denoiser(broken, SDE), noise(), methods=["ddim"], nfes=[4], reference_steps=63, batch=5, **real
+    )  # the last batch is of one sample
+    assert [row.note for row in found.rows] == [NOT_FINITE]
 
 
 def test_what_has_no_plan_is_a_marked_cell() -> None:
@@ -415,3 +432,21 @@ def test_a_notebook_without_matplotlib_shows_the_numbers(monkeypatch: pytest.Mon
     found = deis.compare(counting([]), noise(), **FEW)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert found._repr_html_().startswith("<div><details open>")
+
+
+def test_what_is_kept_is_of_one_size_of_batch(tmp_path: Path) -> None:
+    """Its times are."""
+    calls: list[int] = []
+    taken = []
+    for batch in (2, 2, 6):
+        before = sum(calls)
+        deis.compare(counting(calls), noise(), work=tmp_path, batch=batch, **FEW)
+        taken.append(sum(calls) - before)
+    cells = 6 * 2 * (4 + 6)  # samples, methods, evaluations
+    assert taken[1] < cells <= taken[2]
+
+
+def test_a_number_of_samples_is_drawn_in_the_framework_of_the_network() -> None:
+    found = noise_for(deis.load_model(backend="jax"), 2, 3.0, 0)
+    assert isinstance(found, jax.Array)
+    np.testing.assert_array_equal(np.asarray(found), noise_for(deis.load_model(), 2, 3.0, 0).numpy())

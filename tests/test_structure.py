@@ -13,7 +13,7 @@ SRC = ROOT / "src"
 STOREYS = [
     {"arrays", "extras", "foreign"},
     {"arguments", "machine"},
-    {"backends", "files"},
+    {"backends", "draws", "files"},
     {"operators"},
     {"alphas", "sde"},
     {"grids", "groups", "plan_file", "plan_html", "plan_text", "plots", "quadrature"},

@@ -17,6 +17,7 @@ from .arrays import AnyArray
 from .backends import like, to_numpy
 from .calibration.network import Model, Network, rmse
 from .calibration.teacher import dense_plan
+from .draws import streams
 from .features import Extractor, Perceptual, distances, features, load_extractor, load_images, load_perceptual
 from .files import replacing
 from .likelihood import log_likelihood
@@ -212,7 +213,8 @@ def likelihood(
     import torch
 
     levels, batch = (np.asarray(images, dtype=np.float64) + 1) * 127.5, whole("batch", batch)
-    if len(levels) < 2 or not (np.abs(levels - np.rint(levels)) < 1e-3).all():
+    whole_levels = (np.abs(levels - np.clip(np.rint(levels), 0, 255)) < 1e-3).all()
+    if len(levels) < 2 or not whole_levels:
         raise ValueError(
             "images must be two or more, of 256 levels -1, -1 + 1/127.5, ..., 1, to which noise within a level is added"
         )
@@ -221,8 +223,7 @@ def likelihood(
         numbers = range(first, min(first + batch, len(levels)))
         u = [np.random.default_rng((seed, i)).random(levels.shape[1:]) for i in numbers]
         x_0 = torch.tensor((levels[numbers] + u - 0.5) / 127.5 - 1, dtype=torch.float32, device=device)
-        rng = [torch.Generator().manual_seed(int(np.random.SeedSequence((seed, i, 1)).generate_state(1)[0])) for i in numbers]
-        part = log_likelihood(model, x_0, plan, rng=rng)
+        part = log_likelihood(model, x_0, plan, rng=streams(x_0, numbers, seed))
         found.append([to_numpy(values) for values in (part.nats, part.bits_per_dim)])
         if progress is not None:
             progress.update(len(numbers))

@@ -207,9 +207,9 @@ def _likelihoods(options: dict[str, Any]) -> dict[str, Any]:
     from ..evaluation import likelihood, load_images
 
     num, model = options["likelihood"], shared.load(options)
-    for name in ("features", "lpips"):
+    for name in ("features", "lpips", "work"):
         if options[name] is not None:
-            raise ValueError(f"--likelihood measures real images, not samples; leave out --{name}")
+            raise ValueError(f"--likelihood measures real images, not samples, and keeps no batches; leave out --{name}")
     if options["real"] is None or model.decode is not None:
         raise ValueError("--likelihood measures images under a network of pixels; give --real, and no network of latents")
     images = load_images(options["real"], num)

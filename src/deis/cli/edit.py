@@ -12,13 +12,14 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..arrays import AnyArray
+from ..draws import streams
 from ..edit import edit_plan, image_to_image, inpaint
 from ..files import replacing
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from . import shared
 from .pictures import picture
-from .seeded import on_device, precision, streams
+from .seeded import on_device, precision
 
 _MODES = {1: "L", 3: "RGB"}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -72,7 +73,7 @@ def _edited(
             chosen = None if labels is None else labels[indices.start : indices.stop]
             denoiser = model.conditional(chosen, options["guidance"])
             start = on_device(np.repeat(x_0, len(indices), axis=0), options)
-            common: dict[str, Any] = {"rng": streams(options, indices), "callback": lambda *_: bar.update()}
+            common: dict[str, Any] = {"rng": streams(start, indices, options["seed"]), "callback": lambda *_: bar.update()}
             if mask is None:
                 images = image_to_image(plan, denoiser, start, strength, **common)
             else:

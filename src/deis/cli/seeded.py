@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import AnyArray
+from ..draws import drawn, streams
 from ..model.pretrained import Pretrained
 from ..plan import Plan
 from ..run import sample
@@ -19,9 +20,7 @@ Run = Callable[[range, Any, Callable[..., Any]], AnyArray]
 
 def draw_noise(model: Pretrained, plan: Plan, options: dict[str, Any], indices: range, dtype: str = "float32") -> Any:
     """Return the noise of the samples of these numbers, in the backend."""
-    streams = [np.random.default_rng((options["seed"], i)) for i in indices]
-    noise = np.stack([stream.standard_normal(model.shape, dtype=np.float32) for stream in streams])
-    return on_device((noise * np.float32(plan.sigma[0])).astype(dtype), options)
+    return on_device(drawn(indices, model.shape, float(plan.sigma[0]), options["seed"]).astype(dtype), options)
 
 
 def on_device(values: AnyArray, options: dict[str, Any]) -> Any:
@@ -33,18 +32,6 @@ def on_device(values: AnyArray, options: dict[str, Any]) -> Any:
     import torch
 
     return torch.from_numpy(values).to(options["device"] or "cpu")
-
-
-def streams(options: dict[str, Any], indices: range) -> Any:
-    """Return the random streams of the samples of these numbers, in the backend."""
-    if options["backend"] == "jax":
-        import jax
-
-        return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(options["seed"]), i))(np.array(indices))
-    import torch
-
-    seeds = [int(np.random.SeedSequence((options["seed"], i, 1)).generate_state(1)[0]) for i in indices]
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def precision(options: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -60,7 +47,8 @@ def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
     """Return the function that samples in torch."""
 
     def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
-        x_T, rng = draw_noise(model, plan, options, indices, options["dtype"]), streams(options, indices)
+        x_T = draw_noise(model, plan, options, indices, options["dtype"])
+        rng = streams(x_T, indices, options["seed"])
         x_0 = sample(plan, model.conditional(labels, options["guidance"]), x_T, rng=rng, callback=callback)
         return (x_0 if model.decode is None else model.decode(x_0)).cpu().numpy()
 
@@ -79,7 +67,8 @@ def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
 
         key = None if labels is None else labels.tobytes()
         compiled.setdefault(key, jax.jit(sampled))
-        x_T, keys = draw_noise(model, plan, options, indices, options["dtype"]), streams(options, indices)
+        x_T = draw_noise(model, plan, options, indices, options["dtype"])
+        keys = streams(x_T, indices, options["seed"])
         return np.asarray(compiled[key](x_T, keys))
 
     return run

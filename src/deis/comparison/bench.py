@@ -17,6 +17,7 @@ from ..arrays import AnyArray, Array
 from ..backends import like, to_numpy
 from ..calibration.network import Network, rmse
 from ..calibration.teacher import Teacher
+from ..draws import streams
 from ..features import Extractor, features
 from ..files import replacing
 from ..foreign import is_jax, is_torch
@@ -25,7 +26,6 @@ from ..methods import make_plan
 from ..model.predictions import Denoiser, times
 from ..plan import Plan
 from ..run import sample
-from .noise import streams
 
 Measured = dict[str, AnyArray]
 """x_0, seconds, bare (those within the network), vp_t and error of shape (num_step + 1,), and features: of all samples."""
@@ -75,7 +75,10 @@ class Bench:
         return x_0 if self.decode is None else to_numpy(self.decode(like(x_0, self.network.x_T)))
 
     def _name(self, plan: Plan) -> str:
-        text = json.dumps([plan.document()["sha256"], self.seed if plan.stochastic else None, self.extractor is not None])
+        seed = self.seed if plan.stochastic else None
+        text = json.dumps(
+            [plan.document()["sha256"], seed, self.extractor is not None, self.network.batch]
+        )  # which the times are of
         return f"cell-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def _kept(self, name: str, measured: Callable[[], Measured]) -> Measured:
@@ -95,9 +98,8 @@ class Bench:
         self.warm()
         for first in range(0, len(network.x_T), network.batch):
             parts.append(self._batch(plan, first, min(first + network.batch, len(network.x_T))))
-        found = {
-            name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name not in ("seconds", "bare", "errors")
-        }
+        names = set.intersection(*map(set, parts)) - {"seconds", "bare", "errors"}  # a part that is not finite has no features
+        found = {name: np.concatenate([part[name] for part in parts]) for name in names}
         errors = np.concatenate([part["errors"] for part in parts], axis=1)
         with np.errstate(invalid="ignore"):
             found["error"] = np.median(errors, axis=1)
@@ -108,7 +110,7 @@ class Bench:
 
     def _batch(self, plan: Plan, first: int, last: int) -> Measured:
         x_T, denoiser = self.network.x_T[first:last], self.network.denoiser(first, last)
-        rng = streams(x_T, self.seed, first, last) if plan.stochastic else None
+        rng = streams(x_T, range(first, last), self.seed) if plan.stochastic else None
         watch = _Watch(denoiser.model)
         model = denoiser if is_jax(x_T) else replace(denoiser, model=watch)
         run: Callable[[Any], Any] = partial(sample, plan, model, rng=rng, trajectory=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..arrays import AnyArray, Array
 from ..calibration.network import rmse
+from ..draws import drawn, streams
 from ..evaluation import converged
 from ..model.predictions import Denoiser, Level, coefficients, evaluate
 from ..model.pretrained import Pretrained
@@ -50,8 +51,6 @@ class Result:
     plan : Plan
     images : array of shape (num, channels, height, width)
         In [-1, 1], up to what the sampler makes of them.
-    x : array
-        The last state: the images themselves, unless the model is one of latents.
     evaluations : tuple of Evaluation
         At most twelve, evenly spaced: the first and the last are among them.
     notes : list of str
@@ -62,7 +61,6 @@ class Result:
 
     plan: Plan
     images: AnyArray
-    x: AnyArray
     evaluations: tuple[Evaluation, ...]
     notes: list[str]
     seconds: float
@@ -115,11 +113,6 @@ def _numpy(x: Any) -> AnyArray:
     return x.detach().float().cpu().numpy().copy()
 
 
-def noise_of(seed: int, num: int, shape: tuple[int, ...]) -> AnyArray:
-    """Return the noise of pictures, each of a stream of its own, as `deis sample` draws it."""
-    return np.stack([np.random.default_rng((seed, i)).standard_normal(shape, dtype=np.float32) for i in range(num)])
-
-
 def run(request: Request, model: Pretrained) -> Result:
     """Make the pictures of a request.
 
@@ -134,24 +127,14 @@ def run(request: Request, model: Pretrained) -> Result:
     denoiser = model.conditional(request.labels(model), request.guidance)
     kept = np.linspace(0, plan.nfe - 1, min(plan.nfe, _MOST_SEEN)).round().astype(int)
     recorder = _Recorder(denoiser, frozenset(kept.tolist()))
-    x_T = torch.from_numpy(noise_of(request.seed, request.num, model.shape) * np.float32(plan.sigma[0]))
+    numbers = range(request.num)
+    x_T = torch.from_numpy(drawn(numbers, model.shape, float(plan.sigma[0]), request.seed))
+    rng = streams(x_T, numbers, request.seed) if plan.stochastic else None
     start = time.perf_counter()
-    x_0 = sample(plan, replace(denoiser, model=recorder), x_T, rng=_streams(request, plan), check_finite=True)
+    x_0 = sample(plan, replace(denoiser, model=recorder), x_T, rng=rng, check_finite=True)
     images = x_0 if model.decode is None else model.decode(x_0)
     seconds = time.perf_counter() - start
-    return Result(plan, _numpy(images), _numpy(x_0), tuple(recorder.seen), notes, seconds)
-
-
-def _streams(request: Request, plan: Plan) -> Any:
-    """Return the random streams of a plan that adds noise, one a picture, as `deis sample` draws them."""
-    import torch
-
-    if not plan.stochastic:
-        return None
-    return [
-        torch.Generator().manual_seed(int(np.random.SeedSequence((request.seed, i, 1)).generate_state(1)[0]))
-        for i in range(request.num)
-    ]
+    return Result(plan, _numpy(images), tuple(recorder.seen), notes, seconds)
 
 
 def code_of(request: Request, model: Pretrained, path: Path | None) -> str:
@@ -246,8 +229,8 @@ def _solve(request: Request, model: Pretrained) -> tuple[AnyArray, float]:
     """Return the converged pictures of a request; see `deis.evaluation.converged`."""
     import torch
 
-    sigma = np.float32(model.sde.sigma(model.sde.t_start))
-    x_T = torch.from_numpy(noise_of(request.seed, request.num, model.shape) * sigma)
+    sigma = float(model.sde.sigma(model.sde.t_start))
+    x_T = torch.from_numpy(drawn(range(request.num), model.shape, sigma, request.seed))
     labels = request.labels(model)
     make: Callable[..., Any] | Pretrained = model if labels is None else partial(model.conditional, guidance=request.guidance)
     x_0, error = converged(make, x_T, CONVERGED_STEPS, condition=labels)

@@ -88,5 +88,5 @@ def not_finite(i: int, plan: Plan, sample: Any = None) -> ValueError:
     whose = "" if sample is None else f" for sample {sample!r}"
     return ValueError(
         f"model(x, t) returned NaN or infinity{whose} at t={plan.rows[i].t!r} (row {i} of {len(plan.rows)}); check "
-        "that the model was trained at this time, and its dtype"
+        "that x_T is finite, that the model was trained at this time, and its dtype"
     )
