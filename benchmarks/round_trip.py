@@ -33,7 +33,7 @@ from deis.methods.registry import REGISTRY
 
 from .figures import MARKS
 from .methods import RESULTS, error
-from .pages import folded
+from .pages import folded, measured
 
 BUDGETS = (5, 10, 20)
 FIELDS = ("method", "nfe", "encode", "decode", "round_trip", "invert")
@@ -82,7 +82,7 @@ class Digits:
 
 
 def measure() -> None:
-    done = {(row["method"], int(row["nfe"])) for row in read()}
+    done = {(row["method"], int(row["nfe"])) for row in measured(PATH)}
     problem = Digits()
     with PATH.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
@@ -110,13 +110,6 @@ def measure_grids() -> None:
                 x_T = deis.encode(up, problem.model, problem.x_0)
                 again = error(deis.sample(down, problem.model, x_T), problem.x_0)
                 writer.writerow([power, nfe, f"{error(x_T, problem.x_T):.4g}", f"{again:.4g}"])
-
-
-def read(path: Path = PATH) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 INTRODUCTION = """# Encode and invert
@@ -160,7 +153,7 @@ def report() -> None:
 
 def by_method() -> tuple[list[str], dict[tuple[str, int], dict[str, str]]]:
     """Return the methods in order of their round trip, and the rows by method and budget."""
-    rows = read()
+    rows = measured(PATH)
     by = {(row["method"], int(row["nfe"])): row for row in rows}
     last = {name: float(by.get((name, 20), {"round_trip": 9})["round_trip"]) for name in sorted({row["method"] for row in rows})}
     return sorted(last, key=last.__getitem__), by
@@ -192,7 +185,7 @@ def page() -> None:
         table(order, by)
     print(GRIDS)
     for power in POWERS:
-        cells = [row for row in read(GRIDS_PATH) if float(row["power"]) == power]
+        cells = [row for row in measured(GRIDS_PATH) if float(row["power"]) == power]
         print(f"| {power:g} | {' | '.join([row['encode'] for row in cells] + [row['round_trip'] for row in cells])} |")
     print(INVERTIBLE)
     print("| method | 5 | 10 | 20 |\n|---|---|---|---|")

@@ -14,9 +14,9 @@ server computes. So the three can take turns, a slice of work each, and what els
 is what `alone` can just serve, by the time of a call measured before: 3 asks for three times as much. Latency is from arrival to
 result.
 
-Part two is `deis.sample` of a list of 64 plans, against the bare calls of the network on just the same sub-batches with the same
 Part two is `deis.sample` of a list of 64 plans, against the bare calls of the network on the same sub-batches with the same
-is the steadier one. Of seconds the least of the rounds is written, and of ratios the median.
+labels, in turns; and against the network's time within its own run, which is the steadier one. Of seconds the least of the rounds
+is written, and of ratios the median.
 
 Write benchmarks/results/serving.csv.
 """

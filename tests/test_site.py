@@ -56,6 +56,8 @@ def test_a_page_with_pictures_names_the_command_that_makes_each(page: Path) -> N
             assert "`python -m benchmarks.lab`" in text, target
         elif picture and "figures/" in target and Path(target).name not in BY_COMMANDS:
             assert f"benchmarks.figures {Path(target).stem}`" in text or "`python -m benchmarks.figures`" in text, target
+        elif picture and Path(target).name in BY_COMMANDS:
+            assert f"docs/figures/{Path(target).name}" in (DOCS / "compare.md").read_text(encoding="utf-8"), target
         elif picture:
             assert re.search(r"`(python\s-m\sbenchmarks|deis )", text), target
 

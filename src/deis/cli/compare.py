@@ -22,10 +22,6 @@ from . import shared
 _BUDGETS = ",".join(map(str, BUDGETS))
 
 
-def _budgets(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    return shared.budgets(value)
-
-
 def _common(command: Any) -> Any:
     """Add the options of both commands."""
     for option in (
@@ -49,7 +45,7 @@ def _common(command: Any) -> Any:
 @click.command("compare")
 @shared.model_options
 @_common
-@click.option("--nfe", default=_BUDGETS, show_default=True, callback=_budgets, help="Budgets of evaluations: 4,8 or 3-10.")
+@click.option("--nfe", default=_BUDGETS, show_default=True, type=shared.budgets, help="Budgets of evaluations: 4,8 or 3-10.")
 @click.option("--num", default=64, type=shared.POSITIVE, show_default=True, help="Samples of each method.")
 @click.option("--real", type=click.Path(path_type=Path, exists=True), help="Real images: a folder of pictures, or an .npz file.")
 @click.option("--features", help="A TorchScript file, images in [-1, 1] to features; or inception. Needs --real.")

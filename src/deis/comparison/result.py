@@ -178,13 +178,13 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def code_of(row: Row, model: str = "model") -> str:
+def code_of(row: Row) -> str:
     """Return the line of Python that makes a row's plan for a model."""
     if row.method == CALIBRATED:
-        return f"plan = {model}.plan({row.nfe})"
+        return f"plan = model.plan({row.nfe})"
     if row.method == FITTED or row.method.startswith("plan "):
         return 'plan = deis.load_plan("plan.json")'
     phase, colon, order = row.grid.partition(":")
     grid = f', ts_phase="{phase}"' if phase else ""
     grid += f", ts_order={order}" if colon else ""
-    return f'plan = deis.make_plan({model}.sde, "{row.method}", nfe={row.nfe}{grid})'
+    return f'plan = deis.make_plan(model.sde, "{row.method}", nfe={row.nfe}{grid})'

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments import array, number, one_of, shown, whole
 from ..arrays import Array
+from ..methods.layout import corrected
 from ..quadrature import lagrange
 from .algebra import Algebra
 from .plan import PREDICTS, LinearPlan
@@ -84,7 +85,7 @@ def make_linear_plan(
     constant, keep_p, *ahead = adams_blocks(sde, times, K, wanted)
     next_p = np.zeros_like(keep_p)
     if ahead:
-        keep_p, next_p = _corrected(algebra, psi, keep_p, ahead[0])
+        keep_p, next_p = corrected(psi, keep_p, ahead[0], algebra.times)
     roots = sde.K(times, K)
     to_eps, unit = _conversion(sde, times, roots, told, K)
     for j in range(keep_p.shape[1]):
@@ -120,15 +121,6 @@ def _integrand(sde: LinearSDE, K: str, start: float, end: float) -> tuple[Array,
     algebra = sde.algebra
     rate = algebra.over(algebra.times(sde.psi(end, s), sde.path.values("half_noise", s)), sde.K(s, K))
     return s, weights.reshape(-1, *(1,) * len(sde.shape)) * rate
-
-
-def _corrected(algebra: Algebra, psi: Array, predictor: Array, corrector: Array) -> tuple[Array, Array]:
-    """Return keep_p and next_p: row i corrects x_i and carries it on, and then adds the predictor of x_{i+1}."""
-    n, window = len(psi), min(len(psi), max(predictor.shape[1], corrector.shape[1]))
-    keep_p, next_p = (np.zeros((n, window, *psi.shape[1:])) for _ in range(2))
-    keep_p[1:, : corrector.shape[1]] = algebra.times(psi[1:, None], corrector[:-1, :window])
-    next_p[:, : predictor.shape[1]] = predictor
-    return keep_p, next_p
 
 
 def _conversion(sde: LinearSDE, ts: Array, roots: Array, predicts: str, K: str) -> tuple[Array, Array]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..foreign import is_jax, is_torch
 
 
@@ -36,9 +38,9 @@ def _turn(n: int, like: Any) -> Any:
     """Return exp(-i pi m / 2n) sqrt((2 - [m = 0]) / n) for m below n, from float64."""
     import torch
 
-    m = torch.arange(n, dtype=torch.float64, device=like.device)
-    scale = ((2.0 - (m == 0).double()) / n) ** 0.5
-    return torch.polar(scale, -torch.pi * m / (2 * n)).to(like.dtype.to_complex())
+    m = np.arange(n)
+    turn = np.sqrt((2.0 - (m == 0)) / n) * np.exp(-0.5j * np.pi * m / n)
+    return torch.from_numpy(turn).to(like.dtype.to_complex()).to(like.device)
 
 
 def _forward_torch(x: Any) -> Any:

@@ -112,7 +112,7 @@ def _panel(algebra: Algebra, start: float, end: float, F: Array, noise: Array, S
     half = (end - start) / 2
     psi = algebra.propagate(F, half)
     back = algebra.inverse(psi)
-    spread = algebra.times(algebra.times(psi, Sigma + half * integrals(_around(algebra, back, noise))), algebra.transpose(psi))
+    spread = _around(algebra, psi, Sigma + half * integrals(_around(algebra, back, noise)))
     spread = (spread + algebra.transpose(spread)) / 2
     first = len(NODES) - 1 if R is None else 0  # before the end of sampling the data may be without noise
     _check_positive(algebra, (start + half * (NODES + 1))[first:], spread[first:])

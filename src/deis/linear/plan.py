@@ -131,9 +131,10 @@ class LinearPlan:
         """Return make(plan, *of), which is made once and freed with the plan, as `deis.Plan.once`."""
         if is_compiling():
             return make(self, *of)
-        if (make, of) not in self._made:
-            self._made[make, of] = make(self, *of)
-        return self._made[make, of]
+        try:
+            return self._made[make, of]
+        except KeyError:
+            return self._made.setdefault((make, of), make(self, *of))
 
     @cached_property
     def _made(self) -> dict[Any, Any]:
@@ -205,8 +206,8 @@ class LinearPlan:
 
 
 def _kind(axes: int) -> Kind:
-    tables = {name: axes + (name != "t") + (name in ("keep_p", "next_p")) for name in COLUMNS}
-    return Kind("deis.linear_plan", 1, {name: 1 if name == "t" else ndim for name, ndim in tables.items()}, ())
+    tables = {name: 1 if name == "t" else axes + 1 + (name in ("keep_p", "next_p")) for name in COLUMNS}
+    return Kind("deis.linear_plan", 1, tables, ())
 
 
 _KIND = _kind(2)

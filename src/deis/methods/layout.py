@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -67,10 +67,19 @@ def multistep_plan(
     if corrector is None:
         keep_p, next_p = c_p, np.zeros_like(c_p)
     else:
-        window = min(n, max(c_p.shape[1], corrector.shape[1]))
-        keep_p, next_p = np.zeros((n, window)), np.zeros((n, window))
-        keep_p[1:, : corrector.shape[1]] = psi[1:, None] * corrector[:-1, :window]
-        next_p[:, : c_p.shape[1]] = c_p
+        keep_p, next_p = corrected(psi, c_p, corrector)
     columns = {"keep_x": psi, "keep_p": keep_p, "keep_z": noise, "next_x": np.ones(n), "next_p": next_p}
     columns["accepts"] = np.ones(n, dtype=bool)
     return laid_out(sde, ts, columns, form=form, method=method, grid=grid, fitted=fitted)
+
+
+def corrected(psi: Array, predictor: Array, corrector: Array, times: Callable[..., Array] = np.multiply) -> tuple[Array, Array]:
+    """Return keep_p and next_p: row i corrects x_i and carries it on, and then adds the predictor of x_{i+1}.
+
+    `times` is the product of coefficients, which are the last axes of the three arrays: numbers, or see `deis.linear`.
+    """
+    n, window = len(psi), min(len(psi), max(predictor.shape[1], corrector.shape[1]))
+    keep_p, next_p = (np.zeros((n, window, *psi.shape[1:])) for _ in range(2))
+    keep_p[1:, : corrector.shape[1]] = times(psi[1:, None], corrector[:-1, :window])
+    next_p[:, : predictor.shape[1]] = predictor
+    return keep_p, next_p

@@ -12,11 +12,11 @@ from ..arguments import check_state, flag, function, kind
 from ..backends import backend_of
 from ..foreign import is_compiling, is_jax
 from ..model.predictions import Denoiser, Predictor, check_model, check_sample, conversions
-from ..model.pretrained import without_labels
 from ..plan import Plan
 from ..sde import Schedule
 from .eager import run_eager
 from .options import Options, told
+from .plans import check_plan
 from .several import check_several, check_together, run_several
 
 
@@ -38,10 +38,10 @@ def told_for_plan(
     model: Any, plan: Plan, predicts: str | None
 ) -> tuple[Callable[[Any, Any], Any], str, Callable[[Any], Any] | None]:
     """Return the model to call, what it predicts and its threshold: from a Denoiser, or for a plain function from the caller."""
-    model = without_labels(model)
+    model, predicts, threshold = told(model, predicts)
     if isinstance(model, Denoiser) and not is_compiling():
         plan.once(_comparison)(model.sde)
-    return told(model, predicts)
+    return model, predicts, threshold
 
 
 def sample(
@@ -121,9 +121,7 @@ def sample(
 
 def check_direction(plan: Any, direction: str) -> None:
     """Raise TypeError unless `plan` is a plan, and ValueError unless it starts from one state and leads in that direction."""
-    kind("plan", plan, Plan, "a deis.Plan, as deis.make_plan returns,")
-    if plan.pair:
-        raise ValueError(f"the plan {plan.method!r} begins with two states; give the one that it was made of to deis.invert")
+    check_plan("plan", plan)
     if plan.direction != direction:
         leads = "data to noise, which deis.encode runs" if direction == "decode" else "noise to data, which deis.sample runs"
         raise ValueError(

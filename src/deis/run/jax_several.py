@@ -13,11 +13,9 @@ from jax import Array, lax
 from ..machine import Row, advance, guessed
 from ..model.predictions import Levels, Predictor
 from ..plan import Plan
+from .jax import Carry
 from .options import not_finite
 from .plans import KEEP_Z, numbers_of, rounds_of, row_of
-
-Carry = tuple[Array, Array, tuple[Array, ...]]
-"""x, base and the history."""
 
 
 def run_jax_several(plans: Sequence[Plan], predictor: Predictor, predicts: str, x_T: Array, rng: Any, check_finite: bool) -> Array:

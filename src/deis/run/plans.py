@@ -71,7 +71,7 @@ def check_plan(argument: str, plan: Any) -> None:
     kind(argument, plan, Plan, "a deis.Plan, as deis.make_plan returns,")
     if plan.pair:
         raise ValueError(
-            f"{argument}, the plan {plan.method!r}, begins with two states; give the one it was made of to deis.invert"
+            f"{argument}, the plan {plan.method!r}, begins with two states; give the one that it was made of to deis.invert"
         )
 
 
