@@ -16,7 +16,7 @@ STOREYS = [
     {"backends", "draws", "files"},
     {"operators"},
     {"alphas", "sde"},
-    {"grids", "groups", "plan_file", "plan_html", "plan_text", "plots", "quadrature"},
+    {"grids", "groups", "plan_checks", "plan_file", "plan_html", "plan_text", "plots", "quadrature"},
     {"plan"},
     {"methods"},
     {"model"},
