@@ -63,7 +63,7 @@ def test_a_file_of_no_known_format(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"runs folders with a deis.json; spec=.*list.pt' needs backend='torch'"):
         deis.load_model(tmp_path / "list.pt", backend="jax")
     with pytest.raises(TypeError, match="a model folder takes no option 'sde'"):
-        deis.load_model(sde="ve")
+        deis.load_model(**{"sde": "ve"})
     torch.save(dict(test_checkpoints.ho_weights()[0]), tmp_path / "ema.ckpt")
     with pytest.raises(TypeError, match="preconditioning"):
         deis.load_model(tmp_path / "ema.ckpt", preconditioning="vp")

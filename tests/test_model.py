@@ -232,7 +232,7 @@ def test_the_second_part_of_the_training_aims_at_the_guided_prediction(monkeypat
     script: Any = importlib.import_module("train_mnist")
     torch.manual_seed(0)
     teacher = script.make_network().eval()
-    centre = script.time_of(torch.tensor([script.GUIDED_LOG_RHO_MEAN], dtype=torch.float64)).float()
+    centre = torch.from_numpy(deis.load_model().sde.t_of_rho(np.exp([script.GUIDED_LOG_RHO_MEAN]))).float()
     times = 1000 * torch.cat([centre, torch.tensor([1e-3]), centre])
     x, labels = torch.tensor(X_T[:3]), torch.tensor([3, 3, script.NULL_CLASS])
     with torch.no_grad():

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .grids import make_grid
     from .likelihood import LogLikelihood, log_likelihood
     from .linear.build import make_linear_plan
+    from .linear.denoiser import LinearDenoiser
     from .linear.named import CLD, PSLD, Blurring, FrequencyVP
     from .linear.plan import LinearPlan
     from .linear.sample import sample_linear
@@ -40,13 +41,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CLD", "EDM", "EXPONENTIAL_TABLEAUX", "PSLD", "TABLEAUX", "VESDE", "VPSDE", "Blurring", "ButcherTableau", "Comparison",
-    "Denoiser", "ExponentialTableau", "FlowMatching", "FrequencyVP", "LinearPlan", "LinearSDE", "LogLikelihood", "Plan",
-    "PlanFamily", "Pretrained", "Recommendation", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
-    "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided",
-    "compare", "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided",
-    "image_to_image", "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_linear_plan",
-    "make_plan", "make_teacher", "measure_norm", "parallel_adams", "posterior", "recommend", "rho_rk", "sample",
-    "sample_linear", "static_threshold", "write_report",
+    "Denoiser", "ExponentialTableau", "FlowMatching", "FrequencyVP", "LinearDenoiser", "LinearPlan", "LinearSDE", "LogLikelihood",
+    "Plan", "PlanFamily", "Pretrained", "Recommendation", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
+    "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "compare",
+    "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image",
+    "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_linear_plan", "make_plan",
+    "make_teacher", "measure_norm", "parallel_adams", "posterior", "recommend", "rho_rk", "sample", "sample_linear",
+    "static_threshold", "write_report",
 ]  # fmt: skip
 
 _HOME = {
@@ -60,6 +61,7 @@ _HOME = {
         "grids": "make_grid",
         "likelihood": "LogLikelihood log_likelihood",
         "linear.build": "make_linear_plan",
+        "linear.denoiser": "LinearDenoiser",
         "linear.named": "CLD PSLD Blurring FrequencyVP",
         "linear.plan": "LinearPlan",
         "linear.sample": "sample_linear",

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+
 from ..arguments import flag, kind
 from ..backends import backend_of
-from ..backends.record import Backend
 from ..foreign import is_jax
-from ..machine import Row, run_rows
-from ..model.predictions import Denoiser, Level, Predictor, check_model
+from ..machine import run_rows
+from ..model.predictions import Denoiser, check_model
 from ..model.pretrained import Pretrained
+from .denoiser import LinearDenoiser, Reader, level_of, reader_of
 from .plan import LinearPlan
 from .sde import check_blocks
-from .space import Space, combine_frequencies, prepared_blocks, space_of
+from .space import combine_frequencies, prepared_blocks, space_of
+
+_COMBINED = ("keep_x", "keep_p", "next_x", "next_p")
+_READ = ("see", "linear", "gain", "inverse", "data")
 
 
 def sample_linear(
     plan: LinearPlan,
-    model: Callable[[Any, Any], Any],
+    model: Callable[[Any, Any], Any] | LinearDenoiser,
     x_T: Any,
     *,
     velocity: bool = False,
@@ -33,9 +38,10 @@ def sample_linear(
     ----------
     plan : LinearPlan
         Of `deis.make_linear_plan`.
-    model : callable
+    model : callable or LinearDenoiser
         model(x, t) -> what the plan's `predicts` says, of the shape of x, with t of shape (batch,). Position and velocity come
-        as the blocks of x, and both are to be predicted.
+        as the blocks of x, and both are to be predicted. A `deis.LinearDenoiser` is a network that predicts the data, which may
+        be one of a scalar schedule; x_T then has shape (k, batch, channels, ...).
     x_T : torch.Tensor, jax.Array or numpy.ndarray of shape (k, batch, ...), or with basis="dct" (batch, ...)
         The state at the plan's start, all blocks; `LinearSDE.noise` makes it of standard normal noise. Its type chooses the
         executor; float16 and bfloat16 are carried in float32 between evaluations. With basis="dct" it is the data themselves, as
@@ -60,47 +66,51 @@ def sample_linear(
         If x_T has not the blocks or the frequencies of the plan, or the model returns another shape.
     """
     kind("plan", plan, LinearPlan, "a deis.LinearPlan, as deis.make_linear_plan returns (deis.sample runs a deis.Plan),")
-    check_model("model", model)
     if isinstance(model, Denoiser | Pretrained):
         raise TypeError(
-            f"model is a {type(model).__name__}, a network of a scalar schedule, and the plan is of {plan.schedule}; give a "
-            "function of (x, t) that returns what the plan's predicts says"
+            f"model is a {type(model).__name__}, a network of a scalar schedule, and the plan is of {plan.schedule}; give "
+            "deis.LinearDenoiser(model, sde), which is a network of this SDE"
         )
+    if not isinstance(model, LinearDenoiser):
+        check_model("model", model)
     check_blocks("x_T", x_T, plan.basis, plan.shape)
+    if isinstance(model, LinearDenoiser) and plan.basis == "block" and x_T.ndim < 3:
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, and a LinearDenoiser takes (k, batch, channels, ...); add that axis")
     for name, value in (("velocity", velocity), ("trajectory", trajectory), ("grad", grad)):
         flag(name, value)
     backend = backend_of(x_T)
-    space = space_of(plan, backend)
-    predictor = Predictor(model, backend, x_T.dtype)
+    reader = reader_of(plan, model, space_of(plan, backend), x_T.dtype)
     if is_jax(x_T):
         from .scan import run_jax as run
     else:
         run = _run_eager
     with nullcontext() if grad else backend.no_grad():
-        out = run(plan, predictor, space, x_T, bool(trajectory))
+        out = run(plan, reader, x_T, bool(trajectory))
         out = backend.cast(out, x_T.dtype)
     if velocity or plan.basis == "dct":
         return out
     return out[:, 0] if trajectory else out[0]
 
 
-def _run_eager(plan: LinearPlan, predictor: Predictor, space: Space, x_T: Any, trajectory: bool) -> Any:
+def _run_eager(plan: LinearPlan, reader: Reader, x_T: Any, trajectory: bool) -> Any:
     """Run a plan in NumPy or torch: coefficients of blocks are numbers, those of frequencies arrays beside the states."""
-    backend = space.backend
+    space, backend = reader.space, reader.space.backend
     dtype = backend.carry(x_T.dtype)
     x = space.enter(backend.cast(x_T, dtype))
-    times = [*backend.full(space.samples(x_T), plan.t[:-1].tolist(), dtype, False)]
+    times = [*backend.full(space.samples(x_T), [level_of(row).t for row in reader.rows], dtype, False)]
     if plan.basis == "block":
         rows, combine = plan.once(prepared_blocks, backend, dtype)
+        readings = [_converted(row, _READ, lambda c: np.asarray(c).tolist()) for row in reader.rows]
     else:
-        rows, combine = [_beside(row, backend, x) for row in plan.rows], combine_frequencies
+        rows = [_converted(row, _COMBINED, lambda c: backend.like(c, x)) for row in plan.rows]
+        readings = [_converted(row, _READ, lambda c: backend.like(c, x)) for row in reader.rows]
+        combine = combine_frequencies
     keep = [backend.cast(x_T, dtype)]
     observe = (lambda i, x: keep.append(space.leave(x))) if trajectory else None
-    x = run_rows(rows, lambda i, x: space.prediction(predictor, x, times[i], Level(*rows[i][:3])), combine, x, observe)
+    x = run_rows(rows, lambda i, x: reader(readings[i], x, times[i]), combine, x, observe)
     return backend.xp.stack(keep) if trajectory else space.leave(x)
 
 
-def _beside(row: Row, backend: Backend, x: Any) -> Row:
-    """Return a row whose coefficients are arrays like x."""
-    ready = {name: getattr(row, name) for name in ("keep_x", "keep_p", "next_x", "next_p")}
-    return row._replace(**{name: None if c is None else backend.like(c, x) for name, c in ready.items()})
+def _converted(row: Any, names: Sequence[str], convert: Callable[[Any], Any]) -> Any:
+    """Return a row with those of its coefficients converted that are there."""
+    return row._replace(**{name: convert(getattr(row, name)) for name in names if getattr(row, name, None) is not None})

@@ -22,6 +22,8 @@ class Space:
     Attributes
     ----------
     backend : Backend
+    axes : int
+        How many of the last axes are transformed to frequencies; 0 for blocks.
     enter, leave : callables
         From the states that the model knows to those that the plan combines, and back.
     samples : callable
@@ -29,6 +31,7 @@ class Space:
     """
 
     backend: Backend
+    axes: int
     enter: Callable[[Any], Any]
     leave: Callable[[Any], Any]
     samples: Callable[[Any], Any]
@@ -43,8 +46,8 @@ def space_of(plan: LinearPlan, backend: Backend) -> Space:
     """Return the space of a plan's basis: the states as they are, or their frequencies."""
     axes = len(plan.shape)
     if plan.basis == "block":
-        return Space(backend, _same, _same, lambda x: x[0])
-    return Space(backend, lambda x: to_frequencies(x, axes), lambda x: from_frequencies(x, axes), _same)
+        return Space(backend, 0, _same, _same, lambda x: x[0])
+    return Space(backend, axes, lambda x: to_frequencies(x, axes), lambda x: from_frequencies(x, axes), _same)
 
 
 def _same(x: Any) -> Any:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from ..backends import backend_of
 from ..extras import needs
 from ..foreign import labels_like
+from ..linear.denoiser import PretrainedLinear
+from ..linear.named import CLD, PSLD, Blurring
+from ..linear.sde import LinearSDE
 from ..plan import load_plan
 from ..sde import VPSDE, Schedule
 from .checkpoints.torch_files import StrPath, for_sampling
@@ -22,7 +27,7 @@ def embedded(backend: str, device: str | None, dtype: str) -> Pretrained:
         return load_folder(path, backend, device, dtype)
 
 
-def load_folder(folder: StrPath, backend: str = "torch", device: str | None = None, dtype: str = "float32") -> Pretrained:
+def load_folder(folder: StrPath, backend: str = "torch", device: str | None = None, dtype: str = "float32") -> Any:
     """Load a diffusers model folder (`config.json` and safetensors) with a `deis.json`, as `training/train_mnist.py` writes it.
 
     Its calibrated plans are those in its folder `plans`, if there is one.
@@ -58,18 +63,46 @@ def load_folder(folder: StrPath, backend: str = "torch", device: str | None = No
     net = _load_torch(folder, device, dtype) if backend == "torch" else _load_jax(folder, config, dtype)
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
+    if isinstance(trained["sde"], LinearSDE):
+        return PretrainedLinear(_of_one_shape(net), shape=(config["out_channels"], height, width), **trained)
     plans = {plan.nfe: plan for plan in map(load_plan, sorted((folder / "plans").glob("*.json")))}
     return Pretrained(net, shape=(config["in_channels"], height, width), plans=plans, **trained)
 
 
-def _read_schedule(about: dict[str, Any]) -> Schedule:
-    if about["type"] == "vp_linear":
-        return VPSDE.linear(about["beta_0"], about["beta_1"], about["t_end"], about["t_start"])
-    if about["type"] == "vp_cosine":
-        return VPSDE.cosine(about["s"], about["t_end"], about["t_start"])
-    if about["type"] == "vp_discrete":
-        return VPSDE.discrete(about["alphas_cumprod"])
-    raise ValueError(f"schedule type {about['type']!r} is unknown; the known ones are 'vp_linear', 'vp_cosine', 'vp_discrete'")
+def _of_one_shape(net: Network) -> Network:
+    """Return a network whose output has the shape of its input, with zeros for the channels that it leaves out."""
+
+    def padded(x: Any, t: Any, labels: Any) -> Any:
+        xp, m = backend_of(x).xp, net(x, t, labels)
+        return m if m.shape == x.shape else xp.concatenate([m, 0 * x[:, m.shape[1] :]], axis=1)
+
+    return padded
+
+
+def _vp_linear(beta_0: float, beta_1: float, t_end: float, t_start: float) -> Schedule:
+    return VPSDE.linear(beta_0, beta_1, t_end, t_start)
+
+
+def _vp_cosine(s: float, t_end: float, t_start: float) -> Schedule:
+    return VPSDE.cosine(s, t_end, t_start)
+
+
+_SCHEDULES: dict[str, Callable[..., Schedule | LinearSDE]] = {
+    "vp_linear": _vp_linear,
+    "vp_cosine": _vp_cosine,
+    "vp_discrete": VPSDE.discrete,
+    "cld": CLD,
+    "psld": PSLD,
+    "blurring": Blurring,
+}
+"""By the type that a `deis.json` names; the other entries are the arguments."""
+
+
+def _read_schedule(about: dict[str, Any]) -> Schedule | LinearSDE:
+    make = _SCHEDULES.get(about["type"])
+    if make is None:
+        raise ValueError(f"schedule type {about['type']!r} is unknown; the known ones are {', '.join(map(repr, _SCHEDULES))}")
+    return make(**{name: value for name, value in about.items() if name != "type"})
 
 
 def _load_torch(folder: Path, device: str | None, dtype: str) -> Network:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ..arguments import kind, one_of
 from .checkpoints.torch_files import DTYPES, StrPath
@@ -17,9 +17,15 @@ from .pretrained import Pretrained
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.safetensors)(?<!\.onnx)(?<!\.pkl)")
 
 
+@overload
+def load_model(spec: None = None, backend: str = "torch", device: str | None = None, dtype: str = "float32") -> Pretrained: ...
+@overload
+def load_model(spec: StrPath, backend: str = "torch", device: str | None = None, dtype: str = "float32", **options: Any) -> Any: ...
+
+
 def load_model(
     spec: StrPath | None = None, backend: str = "torch", device: str | None = None, dtype: str = "float32", **options: Any
-) -> Pretrained:
+) -> Any:
     """Load a trained network; the content of spec decides which loader reads it.
 
     Parameters
@@ -47,7 +53,8 @@ def load_model(
     Returns
     -------
     Pretrained
-        The unconditional model itself, and a `deis.Denoiser` of its `conditional`.
+        The unconditional model itself, and a `deis.Denoiser` of its `conditional`. For a folder whose `deis.json` names a linear
+        SDE, such as "cld" or "blurring", a `PretrainedLinear`, and a `deis.LinearDenoiser`.
 
     Raises
     ------

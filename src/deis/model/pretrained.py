@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Pretrained:
         return self.plans[nfe] if nfe in self.plans else make_plan(self.sde, nfe=nfe)
 
     def __call__(self, x: Any, t: Any) -> Any:
-        return self._evaluate(x, t, self._null(len(x)))
+        return unlabelled(self, x, t)
 
     def conditional(
         self,
@@ -90,7 +91,7 @@ class Pretrained:
             If the network has no classes, a label lies outside them, or guidance was given without labels.
         """
         if labels is None:
-            _check_unguided(guidance)
+            check_unguided(guidance)
             return Denoiser(self, self.sde, self.predicts, threshold, self._sides)
         condition, null = self._conditions(labels)
         return self.conditioned(condition, null, guidance, rescale=rescale, interval=interval, threshold=threshold)
@@ -106,7 +107,7 @@ class Pretrained:
         threshold: Callable[[Any], Any] | None = None,
     ) -> Denoiser:
         """Return the network as a Denoiser for what `conditions` returns; else as `conditional`."""
-        model = classifier_free(self._evaluate, condition, null, guidance, rescale=rescale, interval=interval)
+        model = guided_classes(self, condition, null, guidance, rescale=rescale, interval=interval)
         return Denoiser(model, self.sde, self.predicts, threshold, self._sides)
 
     def conditions(self, labels: Any, guidance: Any, batch: int) -> tuple[Any, Any]:
@@ -121,10 +122,10 @@ class Pretrained:
             condition, null = self._conditions(labels)
             self.conditioned(condition, null, guidance)
             return condition, null
-        _check_unguided(guidance)
+        check_unguided(guidance)
         if self.embed is not None or (self.num_classes is not None and self.null_class is None):
             raise ValueError("labels are missing, and this network has no label for none; give one for each sample")
-        null = None if self.num_classes is None else self._null(batch)
+        null = None if self.num_classes is None else null_classes(self, batch)
         return null, null
 
     @property
@@ -136,27 +137,65 @@ class Pretrained:
         """Return the network's input for labels, and for none."""
         if self.embed is not None:
             return self.embed(labels)
-        if self.num_classes is None:
-            raise ValueError("labels were given, and this network has no classes; leave them out")
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(
-                f"labels must be whole numbers of shape (batch,), and have shape {labels.shape} and dtype {labels.dtype}"
-            )
-        if labels.size and not (labels.min() >= 0 and labels.max() < self.num_classes):
-            raise ValueError(f"labels={labels.tolist()} must lie in 0 ... {self.num_classes - 1}")
-        return labels.astype(np.int64), self._null(len(labels))  # data sets keep them in 8 bits, which torch does not look up
-
-    def _null(self, batch: int) -> np.ndarray | None:
-        return None if self.null_class is None else np.full(batch, self.null_class)
-
-    def _evaluate(self, x: Any, t: Any, labels: Any) -> Any:
-        if labels is not None and len(labels) != len(x):
-            raise ValueError(f"labels must have one entry per sample: there are {len(labels)} for x of shape {tuple(x.shape)}")
-        return self.net(x, self.time_scale * t, labels)
+        return classes(self, labels)
 
 
-def _check_unguided(guidance: Any) -> None:
+class ClassNetwork(Protocol):
+    """A network of classes, as `Pretrained` is."""
+
+    @property
+    def net(self) -> Network: ...
+    @property
+    def num_classes(self) -> int | None: ...
+    @property
+    def null_class(self) -> int | None: ...
+    @property
+    def time_scale(self) -> float: ...
+
+
+def unlabelled(network: ClassNetwork, x: Any, t: Any) -> Any:
+    """Return the output without a class."""
+    return _evaluate(network, x, t, null_classes(network, len(x)))
+
+
+def null_classes(network: ClassNetwork, batch: int) -> np.ndarray | None:
+    """Return the label of no class for each sample; None if there is none."""
+    return None if network.null_class is None else np.full(batch, network.null_class)
+
+
+def classes(network: ClassNetwork, labels: Any) -> tuple[Any, Any]:
+    """Return labels as whole numbers, and the label of no class for each.
+
+    Raises
+    ------
+    ValueError
+        If the network has no classes, or a label lies outside them.
+    """
+    if network.num_classes is None:
+        raise ValueError("labels were given, and this network has no classes; leave them out")
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be whole numbers of shape (batch,), and have shape {labels.shape} and dtype {labels.dtype}")
+    if labels.size and not (labels.min() >= 0 and labels.max() < network.num_classes):
+        raise ValueError(f"labels={labels.tolist()} must lie in 0 ... {network.num_classes - 1}")
+    return labels.astype(np.int64), null_classes(
+        network, len(labels)
+    )  # data sets keep them in 8 bits, which torch does not look up
+
+
+def guided_classes(network: ClassNetwork, condition: Any, null: Any, guidance: Any, **settings: Any) -> Any:
+    """Return model(x, t), the network's output for a condition with classifier-free guidance; see `classifier_free`."""
+    return classifier_free(partial(_evaluate, network), condition, null, guidance, **settings)
+
+
+def _evaluate(network: ClassNetwork, x: Any, t: Any, condition: Any) -> Any:
+    if condition is not None and len(condition) != len(x):
+        raise ValueError(f"labels must have one entry per sample: there are {len(condition)} for x of shape {tuple(x.shape)}")
+    return network.net(x, network.time_scale * t, condition)
+
+
+def check_unguided(guidance: Any) -> None:
+    """Raise ValueError where guidance is given without labels to guide towards."""
     if weights(guidance) != 1:
         raise ValueError(f"guidance={guidance!r} needs labels to guide towards; give them, or guidance=1")
 
