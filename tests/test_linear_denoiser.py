@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 import deis
 from deis.backends import backend_of
@@ -256,6 +257,20 @@ def test_the_bundled_network_samples_by_langevin_diffusion() -> None:
     coarse = deis.sample_linear(deis.make_linear_plan(CLD, "tab2", 20), model, noise)
     assert (fine - coarse).square().mean().sqrt() < 0.15
     assert ((fine.abs() - 1).abs() < 0.2).float().mean() > 0.8  # ink and paper
+
+
+def test_the_bundled_network_of_frequencies_draws_digits() -> None:
+    network = deis.load_model("mnist-blurring")
+    assert network.sde.name == deis.Blurring((28, 28), 10.0, 0.01).name
+    z = torch.from_numpy(np.random.default_rng(3).standard_normal((3, 1, 28, 28))).float()
+    plan, labels = deis.make_linear_plan(network.sde, "tab2", 10), [0, 1, 7]
+    digits = deis.sample_linear(plan, network.conditional(labels), network.noise(z))
+    assert ((digits.abs() - 1).abs() < 0.2).float().mean() > 0.8  # ink and paper
+    parts_of_paper = [ndimage.label(digit[0] < 0)[1] for digit in digits.numpy()]
+    assert parts_of_paper == [2, 1, 1]  # a zero has a hole
+    in_jax = deis.load_model("mnist-blurring", backend="jax")
+    found = deis.sample_linear(plan, in_jax.conditional(labels), in_jax.noise(jnp.asarray(z.numpy())))
+    np.testing.assert_allclose(found, digits, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("sde", ["cld", "blurring"])

@@ -20,10 +20,13 @@ from ..sde import VPSDE, Schedule
 from .checkpoints.torch_files import StrPath, for_sampling
 from .pretrained import Network, Pretrained
 
+BUNDLED = ("mnist", "mnist-blurring")
+"""The networks that ship with the library."""
 
-def embedded(backend: str, device: str | None, dtype: str) -> Pretrained:
-    """Load the class-conditional MNIST network that ships with the library; see `load_folder`."""
-    with as_file(files("deis") / "assets" / "mnist") as path:
+
+def embedded(name: str, backend: str, device: str | None, dtype: str) -> Any:
+    """Load a network that ships with the library; see `load_folder`."""
+    with as_file(files("deis") / "assets" / name) as path:
         return load_folder(path, backend, device, dtype)
 
 

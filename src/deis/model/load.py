@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from ..arguments import kind, one_of
 from .checkpoints.torch_files import DTYPES, StrPath
-from .folder import embedded, load_folder
+from .folder import BUNDLED, embedded, load_folder
 from .pretrained import Pretrained
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.ckpt)(?<!\.safetensors)(?<!\.onnx)(?<!\.pkl)")
@@ -33,6 +33,7 @@ def load_model(
     spec : path or str, optional
         Without it, the class-conditional MNIST network that ships with the library. Otherwise
 
+        - "mnist", the same, or "mnist-blurring", one of `deis.Blurring`, which ships, too;
         - a folder with a `deis.json`, as `training/train_mnist.py` writes it: `deis.model.folder.load_folder`;
         - a folder with a `model_index.json`, or the name on the hub, such as "google/ddpm-cifar10-32", of a diffusers pipeline,
           Stable Diffusion's included: `deis.model.checkpoints.pipelines.load_pipeline`;
@@ -72,13 +73,15 @@ def load_model(
     one_of("dtype", dtype, DTYPES)
     if spec is not None:
         kind("spec", spec, (str, os.PathLike), "the name of a file, a folder or a pipeline on the hub,")
-    if spec is None or (Path(spec).is_dir() and not (Path(spec) / "model_index.json").exists()):
+    name: StrPath = BUNDLED[0] if spec is None else spec
+    bundled = spec is None or (name in BUNDLED and not Path(name).exists())
+    if bundled or (Path(name).is_dir() and not (Path(name) / "model_index.json").exists()):
         if options:
             raise TypeError(f"a model folder takes no option {next(iter(options))!r}: its deis.json says how it was trained")
-        return embedded(backend, device, dtype) if spec is None else load_folder(spec, backend, device, dtype)
+        return embedded(os.fspath(name), backend, device, dtype) if bundled else load_folder(name, backend, device, dtype)
     if backend != "torch":
-        raise ValueError(f"backend={backend!r} runs folders with a deis.json; spec={os.fspath(spec)!r} needs backend='torch'")
-    return _loader(spec)(spec, device=device, dtype=dtype, **options)
+        raise ValueError(f"backend={backend!r} runs folders with a deis.json; spec={os.fspath(name)!r} needs backend='torch'")
+    return _loader(name)(name, device=device, dtype=dtype, **options)
 
 
 def read_options(texts: Iterable[str]) -> dict[str, Any]:
