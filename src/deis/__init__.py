@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .norm import measure_norm
     from .plan import Plan, load_plan
     from .run import encode, invert, sample
+    from .run.compiled import Compiled, compile
     from .run.stepper import Stepper
     from .sde import EDM, VESDE, VPSDE, FlowMatching, Schedule, SubVPSDE
 
@@ -41,12 +42,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CLD", "EDM", "EXPONENTIAL_TABLEAUX", "PSLD", "TABLEAUX", "VESDE", "VPSDE", "Blurring", "ButcherTableau", "Comparison",
-    "Denoiser", "ExponentialTableau", "FlowMatching", "FrequencyVP", "LinearDenoiser", "LinearPlan", "LinearSDE", "LogLikelihood",
-    "Plan", "PlanFamily", "Pretrained", "Recommendation", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams", "add_noise",
-    "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided", "compare",
-    "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method", "guided", "image_to_image",
-    "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_linear_plan", "make_plan",
-    "make_teacher", "measure_norm", "parallel_adams", "posterior", "recommend", "rho_rk", "sample", "sample_linear",
+    "Compiled", "Denoiser", "ExponentialTableau", "FlowMatching", "FrequencyVP", "LinearDenoiser", "LinearPlan", "LinearSDE",
+    "LogLikelihood", "Plan", "PlanFamily", "Pretrained", "Recommendation", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams",
+    "add_noise", "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided",
+    "compare", "compile", "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method",
+    "guided", "image_to_image", "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_linear_plan",
+    "make_plan", "make_teacher", "measure_norm", "parallel_adams", "posterior", "recommend", "rho_rk", "sample", "sample_linear",
     "static_threshold", "write_report",
 ]  # fmt: skip
 
@@ -81,6 +82,7 @@ _HOME = {
         "norm": "measure_norm",
         "plan": "Plan load_plan",
         "run": "encode invert sample",
+        "run.compiled": "Compiled compile",
         "run.stepper": "Stepper",
         "sde": "EDM VESDE VPSDE FlowMatching Schedule SubVPSDE",
     }.items()

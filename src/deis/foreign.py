@@ -35,13 +35,6 @@ def is_compiling() -> bool:
     return torch is not None and bool(torch.compiler.is_compiling())
 
 
-def labels_like(labels: Any, x: Any) -> Any:
-    """Return labels of any framework, or None, as a torch tensor on the device of x."""
-    if labels is None or is_torch(labels):
-        return labels
-    return sys.modules["torch"].as_tensor(labels, device=x.device)
-
-
 def call_in_float64(fn: Callable[[Any], Any], x: Array, argument: str) -> Array:
     """Call a function written in NumPy, torch, jax.numpy or for Python floats on an array, in float64 throughout.
 

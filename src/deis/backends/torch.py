@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..foreign import is_torch
+from ..host import on_device
 from ..machine import Sum, terms, with_sums
 from .record import MODEL, AddNoise, Backend, Call, changed
 from .streams import streams
@@ -41,7 +42,7 @@ def add_up(total: Sum, x: Tensor, c_p: Any, history: Sequence[Tensor]) -> Tensor
 
 
 def _full(x: Tensor, t: Sequence[float], dtype: Any, whole: bool) -> Tensor:
-    times = torch.tensor(t, dtype=torch.int64 if whole else dtype, device=x.device)
+    times = on_device(torch.tensor(t, dtype=torch.int64 if whole else dtype), x.device)
     return times.unsqueeze(1).expand(-1, len(x)).contiguous()  # in half the time of repeat
 
 
@@ -82,7 +83,7 @@ def _noise(rng: Any, batch: int) -> AddNoise:
 
     def add_noise(keep_z: float, x: Tensor, i: int = 0) -> Tensor:
         z = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype) for g in generators]
-        return torch.add(x, torch.stack(z).to(x.device), alpha=keep_z)
+        return torch.add(x, on_device(torch.stack(z), x.device), alpha=keep_z)
 
     return add_noise
 
@@ -107,7 +108,7 @@ def _call_on_copies(model: Callable[[Tensor, Tensor], Any], x: Tensor, t: Tensor
 
 
 def _like(values: Any, x: Tensor) -> Tensor:
-    return torch.from_numpy(np.array(values, order="C")).to(x)
+    return on_device(torch.from_numpy(np.array(values, order="C")).to(x.dtype), x.device)
 
 
 BACKEND = Backend(

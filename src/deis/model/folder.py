@@ -11,7 +11,7 @@ from typing import Any
 
 from ..backends import backend_of
 from ..extras import needs
-from ..foreign import labels_like
+from ..host import labels_like
 from ..linear.denoiser import PretrainedLinear
 from ..linear.named import CLD, PSLD, Blurring
 from ..linear.sde import LinearSDE

@@ -12,6 +12,7 @@ import numpy as np
 from ..arguments import array, flag, function, number, shown
 from ..backends import backend_of
 from ..foreign import is_jax, is_torch
+from ..host import take
 from .predictions import Level, Levels, call_model, check_length, checked_output, evaluate
 
 Model = Callable[[Any, Any], Any]
@@ -197,14 +198,14 @@ def _one_call(net: Callable[[Any, Any, Any], Any], condition: Any, null: Any, we
         if again is None:
             x_now, t_now, conditions = [x, x], [t, t], together if now[0] is pair[0] else concatenate(now)
         else:
-            x_now, t_now, conditions = [x, x[again]], [t, t[again]], concatenate([now[0], now[1][again]])
+            x_now, t_now, conditions = [x, take(x, again)], [t, take(t, again)], concatenate([now[0], take(now[1], again)])
         x_all = xp.concatenate(x_now)
         m = checked_output("net(x, t, condition)", net(x_all, xp.concatenate(t_now), conditions), x_all)
         if again is None:
             return m[: len(x)], m[len(x) :]
         weak = np.arange(len(x))  # where the weight is 1, the strong prediction is also the weak one
         weak[again] = len(x) + np.arange(len(again))
-        return m[: len(x)], m[weak]
+        return m[: len(x)], take(m, weak)
 
     return both
 

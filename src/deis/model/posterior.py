@@ -12,6 +12,7 @@ import numpy as np
 from ..arguments import check_state, kind, number, one_of
 from ..backends import backend_of
 from ..foreign import is_traced
+from ..host import take
 from ..operators import LinearOperator, beside
 from .predictions import Denoiser, Level, Levels, checked_output, factors, quotient, response
 from .pretrained import without_labels
@@ -82,8 +83,8 @@ class _Posterior:
         if level.samples is not None:  # operator and y are of the whole batch: any sample stands for those that are not evaluated
             stand_ins = np.zeros(level.batch or 0, dtype=np.intp)
             stand_ins[level.samples] = np.arange(len(x_0))
-            step = self._step(x_0[stand_ins], level.alpha[stand_ins], level.sigma[stand_ins])
-            return step[level.samples]
+            step = self._step(*(take(v, stand_ins) for v in (x_0, level.alpha, level.sigma)))
+            return take(step, level.samples)
         size = len(x_0) // level.copies
         parts = [slice(k * size, (k + 1) * size) for k in range(level.copies)]
         return backend_of(x_0).xp.concatenate([self._step(x_0[p], level.alpha[p], level.sigma[p]) for p in parts])

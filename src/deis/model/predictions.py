@@ -15,6 +15,7 @@ from ..arguments import check_state, function, number, one_of
 from ..backends import backend_of
 from ..backends.record import Backend
 from ..foreign import is_compiling
+from ..host import take
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
 
@@ -52,7 +53,7 @@ class Levels(NamedTuple):
             Where there are not as many entries as samples.
         """
         found = check_length(argument, values, self.batch or len(self.t) // self.copies)
-        found = found if self.samples is None else found[self.samples]
+        found = found if self.samples is None else take(found, self.samples)
         return found if self.copies == 1 else backend_of(found).xp.concatenate([found] * self.copies)
 
 

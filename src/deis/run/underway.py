@@ -12,6 +12,7 @@ import numpy as np
 from ..arrays import Array, Flags
 from ..backends.numpy import add_up
 from ..backends.record import AddNoise, Backend
+from ..host import take
 from ..machine import Row, Sum, advance, guessed
 from ..model.predictions import SAME, Levels, Predictor
 from ..plan import Plan
@@ -80,8 +81,8 @@ class UnderWay:
         stay = np.flatnonzero(np.repeat([not request.done for request in self.requests], self._sizes))
         self.requests = [request for request in self.requests if not request.done]
         if self.requests:
-            self.x, self.base = self.x[stay], self.base[stay]
-            self.history = tuple(p[stay] for p in self.history[: self._window - 1])
+            self.x, self.base = take(self.x, stay), take(self.base, stay)
+            self.history = tuple(take(p, stay) for p in self.history[: self._window - 1])
         else:
             self.x, self.base, self.history = None, None, ()
         return out

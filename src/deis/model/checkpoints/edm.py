@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...arguments import one_of
-from ...foreign import labels_like
+from ...host import labels_like
 from ...sde import EDM, VPSDE, Schedule
 from ..predictions import edm_preconditioned
 from ..pretrained import Network, Pretrained

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...extras import needs
-from ...foreign import labels_like
+from ...host import labels_like
 from ...sde import VPSDE, FlowMatching, Schedule
 from ..pretrained import Network, Pretrained
 from .torch_files import StrPath, for_sampling
