@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import deis
 
 from .oracle import two_modes
-from .test_plan_batch import BACKENDS, PLANS, SDE, TABLE, Spy, model, network, streams
+from .test_plan_batch import BACKENDS, PLANS, SDE, TABLE, X_T, Spy, model, network, streams
 
 EPS = two_modes(SDE)[0]
 NAMES = list(PLANS)
+X = np.ones((1, 3, 2))
 
 
 def run(plan: deis.Plan, denoiser: Any, x: Any, rng: Any = None) -> Any:
@@ -116,6 +117,68 @@ def test_dtypes_are_those_of_the_request(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, deis.sample(PLANS["tab3"], deis.Denoiser(model, SDE, "v"), x_T))
 
 
+# --- cancelling ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_what_is_cancelled_is_in_no_later_call_and_the_others_do_not_notice(data: st.DataObject) -> None:
+    """Any plans, of windows of any length, cancelled before their first step or after any: calls of just those that are left."""
+    names = data.draw(st.lists(st.sampled_from(NAMES), min_size=2, max_size=6), "plans")
+    ends = {i: data.draw(st.integers(0, PLANS[name].nfe - 1)) for i, name in enumerate(names) if data.draw(st.booleans())}
+    spy = Spy()
+    stepper, done, sizes = deis.Stepper(spy), dict[Any, Any](), []
+    for i, name in enumerate(names):
+        stepper.add(PLANS[name], X_T[i : i + 1], i, rng=np.random.default_rng(i))
+    for clock in range(max(PLANS[name].nfe for name in names)):
+        for i in [i for i, end in ends.items() if end == clock]:
+            stepper.cancel(i)
+        sizes += [sum(ends.get(i, PLANS[name].nfe) > clock for i, name in enumerate(names))]
+        assert stepper.step() == sizes[-1]
+        done |= stepper.finished()
+    assert (len(stepper), spy.sizes) == (0, [size for size in sizes if size])
+    assert done.keys() == {*range(len(names))} - ends.keys()
+    for i, found in done.items():
+        expected = run(PLANS[names[i]], model, X_T[i : i + 1], np.random.default_rng(i) if PLANS[names[i]].stochastic else None)
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_labels_of_what_is_cancelled_go_with_it() -> None:
+    seen: list[list[int]] = []
+    stepper = deis.Stepper(network(seen))
+    for label in range(4):
+        stepper.add(PLANS["ddim"], X, label, labels=[label])
+    stepper.step()
+    stepper.cancel(1)
+    stepper.step()
+    stepper.cancel(0)
+    stepper.add(PLANS["ddim"], X, 1, labels=[3])  # the id is free again
+    done = drain(stepper)
+    assert seen == [[0, 1, 2, 3], [0, 2, 3], [2, 3, 3], [3], [3]]
+    np.testing.assert_allclose(done[2], deis.sample(PLANS["ddim"], network().conditional([2]), X), rtol=1e-12)
+
+
+def test_when_all_are_cancelled_others_of_another_kind_may_come() -> None:
+    stepper = deis.Stepper(model)
+    stepper.add(PLANS["tab3"], torch.ones(1, 3, 7), 0)
+    stepper.step()
+    stepper.cancel(0)
+    assert (len(stepper), stepper.step()) == (0, 0)
+    stepper.add(PLANS["ddim"], X, 1)
+    np.testing.assert_allclose(drain(stepper)[1], deis.sample(PLANS["ddim"], model, X), rtol=1e-12)
+
+
+def test_only_what_is_not_done_can_be_cancelled() -> None:
+    stepper = deis.Stepper(model)
+    stepper.add(PLANS["ddim"], X, "done")
+    for _ in range(3):
+        stepper.step()
+    for name in ("done", "never"):
+        with pytest.raises(ValueError, match=f"id='{name}' is not in flight"):
+            stepper.cancel(name)
+    assert stepper.finished().keys() == {"done"}
+
+
 # --- conditions ----------------------------------------------------------------------------------------------------------
 
 ASKED: list[dict[str, Any]] = [
@@ -168,7 +231,6 @@ def test_conditions_may_be_arrays_of_the_networks_own() -> None:
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
-X = np.ones((1, 3, 2))
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"plan": "tab3"}, TypeError, "plan must be a deis.Plan"),
     ({"plan": deis.make_plan(deis.VPSDE.cosine(), "ddim", 3)}, ValueError, "was made for the schedule 'VPSDE.cosine"),

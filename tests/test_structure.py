@@ -25,7 +25,7 @@ STOREYS = [
     {"calibration"},
     {"features"},
     {"adapters", "comparison", "evaluation"},
-    {"lab"},
+    {"lab", "serving"},
     {"cli"},
 ]
 LONGEST = 40

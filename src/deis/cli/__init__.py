@@ -1,4 +1,4 @@
-"""The command line: `deis sample`, `edit`, `plan`, `methods`, `calibrate`, `evaluate`, `compare`, `recommend` and `lab`."""
+"""The command line: `deis sample`, `edit`, `plan`, `methods`, `calibrate`, `evaluate`, `compare`, `recommend`, `lab`, `serve`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from .lab import lab_command
 from .methods import methods_command
 from .plan import plan_command
 from .seeded import draw_noise, jax_runner, precision, torch_runner
+from .serve import serve_command
 
 _EPILOG = """deis methods lists the values of --method. For tab completion, put this line into ~/.bashrc:
 eval "$(_DEIS_COMPLETE=bash_source deis)"; other shells have zsh_source and fish_source."""
@@ -43,7 +44,7 @@ def main() -> None:
     """Samples from a diffusion model in few network calls."""
 
 
-for command in (plan_command, methods_command, edit_command, compare_command, recommend_command, lab_command):
+for command in (plan_command, methods_command, edit_command, compare_command, recommend_command, lab_command, serve_command):
     main.add_command(command)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import click
@@ -40,10 +39,5 @@ def free_port(host: str, port: int) -> int:
     ValueError
         Where it is in use, or the host is no address of this machine.
     """
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ValueError(f"--host {host} --port {port} cannot be listened on ({error.strerror}); give another --port") from error
+    with shared.bound(host, port) as probe:
+        return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -132,7 +133,7 @@ dtype_option = click.option(
     help="float64: the same picture, bit for bit, whatever the batch. float32: faster, and the same up to rounding.",
 )
 """The option of the commands that write pictures."""
-_OPTION_HELP = "What the file of a model does not say, such as sde=ve or size=32; see deis.load_model."
+OPTION_HELP = "What the file of a model does not say, such as sde=ve or size=32; see deis.load_model."
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,7 +143,7 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--backend", type=click.Choice(["torch", "jax"]), default="torch", show_default=True),
         click.option("--seed", default=0, type=COUNT, show_default=True, help="Sample i depends on the seed and on i alone."),
         click.option("--guidance", default=1.0, show_default=True, help="Weight of classifier-free guidance; 1 is none."),
-        click.option("--option", "load_options", multiple=True, metavar="NAME=VALUE", help=_OPTION_HELP),
+        click.option("--option", "load_options", multiple=True, metavar="NAME=VALUE", help=OPTION_HELP),
         click.option(
             "--model", help="A folder, a file, or a name on the hub, see deis.load_model; by default the bundled MNIST model."
         ),
@@ -178,6 +179,24 @@ def labels_of(model: Pretrained, num: int, label: int | None = None) -> NDArray[
 def of_labels(model: Pretrained, options: dict[str, Any]) -> Any:
     """Return the model as `calibrate` and `evaluate` take it: where there are classes, a function of labels."""
     return model if model.num_classes is None else partial(model.conditional, guidance=options["guidance"])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket at an address of this machine; port 0 stands for any that is free. It does not listen yet.
+
+    Raises
+    ------
+    ValueError
+        Where the port is in use, or the host is no address of this machine.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise ValueError(f"--host {host} --port {port} cannot be listened on ({error.strerror}); give another --port") from error
+    return found
 
 
 def real_features(name: str | None, path: Path | None, device: str) -> tuple[Any, Any]:

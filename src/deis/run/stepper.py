@@ -33,9 +33,10 @@ class _Asked:
 class Stepper:
     """A batch that requests enter and leave at any time. Each has its own plan, and one network call per step serves them all.
 
-    ``add`` takes a request, ``step`` evaluates every sample in flight in one call and moves each by its own plan's row, and
-    ``finished`` returns the results. A request gets what `deis.sample` gives for it alone, up to rounding, whatever else is in
-    flight. A Stepper holds only the states and last predictions of what is in flight, and results until they are returned.
+    ``add`` takes a request, ``step`` evaluates every sample in flight in one call and moves each by its own plan's row,
+    ``finished`` returns the results, and ``cancel`` takes a request out. A request gets what `deis.sample` gives for it alone, up
+    to rounding, whatever else is in flight. A Stepper holds only the states and last predictions of what is in flight, and results
+    until they are returned.
 
     Parameters
     ----------
@@ -139,13 +140,32 @@ class Stepper:
         done, self._done = self._done, {}
         return done
 
+    def cancel(self, id: Hashable) -> None:
+        """Take out a request that is not done; no later `step` evaluates its samples, and the others go on as they would.
+
+        Raises
+        ------
+        ValueError
+            If no request of that id is waiting or in flight: it was never added, or it is done.
+        """
+        if id not in self._names():
+            raise ValueError(f"id={shown(id)} is not in flight; cancel a request that was added and is not done")
+        self._waiting = [(request, x) for request, x in self._waiting if request.name.id != id]
+        if self._way is not None and self._way.leave(lambda request: request.name.id == id):
+            self._predictor = None
+            self._way = self._way if self._way.requests else None
+
     def __len__(self) -> int:
         """Return the number of requests that are not done."""
         return len(self._waiting) + (0 if self._way is None else len(self._way.requests))
 
-    def _check_id(self, id: Hashable) -> None:
+    def _names(self) -> set[Hashable]:
+        """Return the ids of the requests that are not done."""
         flying = [] if self._way is None else self._way.requests
-        if id in self._done or id in {request.name.id for request in [*flying, *(request for request, _ in self._waiting)]}:
+        return {request.name.id for request in [*flying, *(request for request, _ in self._waiting)]}
+
+    def _check_id(self, id: Hashable) -> None:
+        if id in self._done or id in self._names():
             raise ValueError(f"id={shown(id)} is in use; give another, or take the result of that request by finished() first")
 
     def _check_schedule(self, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -73,13 +73,14 @@ class UnderWay:
             row, _ = self._row(numbers)
             self._move(row, numbers, guessed(row, self.x, add_up), np.array(quiet), moves)
 
-    def leave(self) -> list[tuple[Request, Any]]:
-        """Take out the requests that are done, and return each with its state."""
-        if not any(request.done for request in self.requests):
+    def leave(self, leaves: Callable[[Request], bool] = lambda request: request.done) -> list[tuple[Request, Any]]:
+        """Take out the requests that are done, or those chosen, and return each with its state."""
+        going = [leaves(request) for request in self.requests]
+        if not any(going):
             return []
-        out = [(request, self.x[place]) for request, place in self._places() if request.done]
-        stay = np.flatnonzero(np.repeat([not request.done for request in self.requests], self._sizes))
-        self.requests = [request for request in self.requests if not request.done]
+        out = [(request, self.x[place]) for (request, place), goes in zip(self._places(), going, strict=True) if goes]
+        stay = np.flatnonzero(np.repeat([not goes for goes in going], self._sizes))
+        self.requests = [request for request, goes in zip(self.requests, going, strict=True) if not goes]
         if self.requests:
             self.x, self.base = take(self.x, stay), take(self.base, stay)
             self.history = tuple(take(p, stay) for p in self.history[: self._window - 1])

@@ -1,0 +1,1 @@
+"""A small reference server: an example to copy into a serving system, not a product."""
