@@ -342,7 +342,7 @@ def test_the_published_score_sde_networks(
     network = Song(w, widths, blocks, attends, **NETWORKS[kind])
     network(torch.empty(1, 3, size, size, device="meta"), torch.empty(1, device="meta"))
     assert sum(value.numel() for value in w.values()) == parameters
-    loaded = score_sde._network({key: tuple(value.shape) for key, value in w.items()}, "published")
+    loaded = score_sde.network_of({key: tuple(value.shape) for key, value in w.items()}, "published")
     assert sum(value.numel() for value in loaded.parameters()) == parameters
 
 

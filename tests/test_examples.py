@@ -1,6 +1,7 @@
 """The two demos: scripts that run on checkpoints written here, and notebooks that are kept executed."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -44,6 +45,17 @@ def test_the_discrete_demo_needs_one_network(
     with pytest.raises(SystemExit):
         run(monkeypatch, "discrete.py", *arguments)
     assert "give one of --model and --anime64" in capsys.readouterr().err
+
+
+def test_the_demo_of_linear_sdes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, "linear.py", "--nfe", 30, "--num", 100, "--out", tmp_path / "demo.png")
+    output = capsys.readouterr().out
+    found = [float(text) for text in re.findall(r"NumPy, torch, JAX differ by at most (\S+)", output)]
+    assert len(found) == 2
+    assert max(found) < 1e-10
+    (near,) = re.findall(r"points: (\S+) from the nearest mean", output)
+    assert abs(float(near) - 0.118) < 0.03
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["continuous", "discrete"])

@@ -273,27 +273,29 @@ def test_the_bundled_network_of_frequencies_draws_digits() -> None:
     np.testing.assert_allclose(found, digits, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("sde", ["cld", "blurring"])
-def test_a_trained_folder_runs_in_torch_and_jax(sde: str, tmp_path: Path) -> None:
+def test_a_trained_folder_runs_in_torch_and_jax(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (64, 28, 28), np.uint8), rng.integers(0, 10, 64)
     np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images[:8], y_test=labels[:8])
     script, model = ROOT / "training" / "train_mnist.py", tmp_path / "model"
     files: list[str | Path] = ["--data", tmp_path / "data.npz", "--out", model]
     files += ["--state", tmp_path / "state.pt", "--log", tmp_path / "log.csv"]
-    subprocess.run([sys.executable, script, *files, "--sde", sde, "--batch", "8", "--steps", "2"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, *files, "--sde", "cld", "--batch", "8", "--steps", "2"], check=True, capture_output=True
+    )
     in_torch, in_jax = (deis.load_model(model, backend=backend) for backend in ("torch", "jax"))
     assert isinstance(in_torch, PretrainedLinear)
     assert in_torch.shape == (1, 28, 28)
-    made = deis.CLD() if sde == "cld" else deis.Blurring((28, 28), 10.0, 0.01)
-    assert in_torch.sde.name == made.name
-    channels = 2 if sde == "cld" else 1
-    z = rng.standard_normal((3, channels, 28, 28)).astype(np.float32)
+    assert in_torch.sde.name == CLD.name
+    z = rng.standard_normal((3, 2, 28, 28)).astype(np.float32)
+    outputs = [model(*values) for model, *values in [
+        (in_torch, torch.from_numpy(z), torch.full((3,), 0.3)), (in_jax, jnp.asarray(z), jnp.full(3, 0.3))
+    ]]  # fmt: skip
+    assert outputs[0].shape == (3, 2, 28, 28)
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-4)
     plan = deis.make_linear_plan(in_torch.sde, "tab1", 2)
     wanted = deis.sample_linear(plan, in_torch.conditional([0, 1, 2], 1.5), in_torch.noise(torch.from_numpy(z)))
     assert wanted.shape == (3, 1, 28, 28)
-    found = deis.sample_linear(plan, in_jax.conditional([0, 1, 2], 1.5), in_jax.noise(jnp.asarray(z)))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
     with pytest.raises(ValueError, match="labels"):
         in_torch.conditional([0, 10])
     with pytest.raises(ValueError, match="needs labels"):

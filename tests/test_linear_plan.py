@@ -277,7 +277,8 @@ def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda d: d.update(version=2), "version is 2 .*upgrade"),
+        (lambda d: d.update(version=3), "version is 3 .*upgrade"),
+        (lambda d: d.update(version=2), r"its plan lacks \['accepts', 'next_x'\]"),
         (lambda d: d.update(format="deis.plan"), "format is not 'deis.linear_plan'"),
         (lambda d: d["plan"].update(keep_x=[]), "not a table"),
         (lambda d: d["plan"].update(keep_x=3.0), "not a table"),
@@ -401,11 +402,11 @@ VALID: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Sigma": (CLD.Sigma, {"t": 0.3}),
     "K": (CLD.K, {"t": 0.3, "root": "L"}),
     "noise": (CLD.noise, {"z": X_T}),
-    "make_linear_plan": (deis.make_linear_plan, {"sde": CLD, "method": "tab1", "num_step": 2, "ts_order": 2.0,
+    "make_linear_plan": (deis.make_linear_plan, {"sde": CLD, "method": "tab1", "num_step": 2, "ts_order": 2.0, "nfe": 2,
                                                  "ts": [1.0, 0.5, 0.1], "K": "R", "predicts": "L", "corrector": 1,
                                                  "direction": "decode"}),
     "sample_linear": (deis.sample_linear, {"plan": PLAN, "model": linear, "x_T": X_T, "velocity": True, "trajectory": True,
-                                           "grad": False}),
+                                           "callback": None, "check_finite": False, "grad": False}),
     "LinearPlan": (deis.LinearPlan, {field.name: getattr(PLAN, field.name) for field in fields(PLAN)}),
     "load": (deis.LinearPlan.from_document, {"document": PLAN.document()}),
 }  # fmt: skip

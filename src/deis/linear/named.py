@@ -125,6 +125,7 @@ def Blurring(
     shape: tuple[int, ...],
     blur: float = 20.0,
     least: float = 1e-3,
+    offset: float = 0.0,
     *,
     sampling_eps: float = 1e-3,
     sampling_T: float = 0.9946,
@@ -133,7 +134,7 @@ def Blurring(
 
     In the basis of the discrete cosine transform, for the frequency n of eigenvalue lambda_n = sum over axes of (pi n / N)^2::
 
-        x_t = a d_n x_0 + sigma eps,   a = cos(pi t / 2),   sigma = sin(pi t / 2)
+        x_t = a d_n x_0 + sigma eps,   a = cos theta,   sigma = sin theta,   theta = pi/2 (t + offset) / (1 + 2 offset)
         d_n = least + (1 - least) exp(-lambda_n s^2 / 2),   s = blur sin(pi t / 2)^2
 
     Parameters
@@ -144,6 +145,8 @@ def Blurring(
         The deviation of the blur at t = 1, in pixels; 0 is no blur.
     least : float in (0, 1]
         What is left of the highest frequencies.
+    offset : float
+        How far the cosine schedule has gone at t = 0. A sample is of a(0) x_0, so small offsets alone make sense; gDDIM's is 0.004.
     sampling_eps, sampling_T
         See `LinearSDE`; a is 0 at t = 1.
 
@@ -156,7 +159,9 @@ def Blurring(
         raise ValueError(f"shape={shown(shape)} must be a tuple of sizes, such as (28, 28)")
     sizes = [whole(f"shape[{i}]", n) for i, n in enumerate(shape)]
     blur, least = number("blur", blur, least=0, most=1e4), number("least", least, above=0, most=1)
+    offset = number("offset", offset, least=0, most=0.1)
     number("sampling_T", sampling_T, above=0, most=1 - 1e-6, hint="at t = 1 nothing is left of the data")
+    speed = np.pi / 2 / (1 + 2 * offset)  # d theta / dt
     lam = sum(np.meshgrid(*[(np.pi * np.arange(n) / n) ** 2 for n in sizes], indexing="ij"), np.zeros(sizes))
 
     def rate(t: float) -> Array:
@@ -168,14 +173,16 @@ def Blurring(
         return np.asarray(left * slope / (least + left))
 
     def F(t: float) -> Array:
-        return -rate(t) - np.pi / 2 * np.tan(np.pi * t / 2)
+        return -rate(t) - speed * np.tan(speed * (t + offset))
 
     def G(t: float) -> Array:
-        # g^2 = d sigma^2 / dt - 2 f sigma^2, where the tangents of a and sigma add up to pi tan
-        return np.sqrt(np.pi * np.tan(np.pi * t / 2) + 2 * rate(t) * np.sin(np.pi * t / 2) ** 2)
+        # g^2 = d sigma^2 / dt - 2 f sigma^2, where the tangents of a and sigma add up
+        theta = speed * (t + offset)
+        return np.sqrt(2 * speed * np.tan(theta) + 2 * rate(t) * np.sin(theta) ** 2)
 
-    name = f"Blurring({tuple(sizes)!r}, {blur!r}, {least!r})"
-    return LinearSDE(F, G, basis="dct", sampling_eps=sampling_eps, sampling_T=sampling_T, name=name)
+    name = f"Blurring({tuple(sizes)!r}, {blur!r}, {least!r}" + (f", {offset!r})" if offset else ")")
+    covariance = np.full(sizes, np.sin(speed * offset) ** 2)
+    return LinearSDE(F, G, covariance, "dct", sampling_eps, sampling_T, name)
 
 
 def _speed(beta: Beta) -> Callable[[float], float]:

@@ -12,17 +12,21 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..arguments import array, one_of, shown
-from ..arrays import Array
+from ..arrays import AnyArray, Array, Flags
 from ..files import digest, replacing
 from ..foreign import is_compiling
-from ..machine import Row, advance
+from ..machine import Row
+from ..plan_checks import as_flags
 from ..plan_file import Kind, document_of, read_content, read_document
 from .algebra import ALGEBRAS
+from .plan_checks import check_block_shapes, check_block_steps, check_block_transport, check_block_use
 
-COLUMNS = ("t", "alpha", "sigma", "unit", "keep_x", "keep_p", "next_p")
+COLUMNS = ("t", "alpha", "sigma", "unit", "keep_x", "keep_p", "next_p", "next_x")
 PREDICTS = ("R", "L", "score")
 Made = TypeVar("Made")
 _TEXTS = ("predicts", "method", "grid", "schedule")
+_STAGES = ("next_x", "accepts")
+"""What only plans of several stages have in their files."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +38,7 @@ class LinearPlan:
         p       = what the network returns at (x, t[i])
         history = [p, *history][:W]
         base    = keep_x[i] base + sum_j keep_p[i, j] history[j]
-        x       = base + sum_j next_p[i, j] history[j]
+        x       = next_x[i] base + sum_j next_p[i, j] history[j]
 
     A coefficient, of the shape c, is a matrix (k, k) that acts on the blocks of the state, or with basis="dct" one number for each
     frequency of the last axes.
@@ -42,7 +46,8 @@ class LinearPlan:
     Attributes
     ----------
     t : array of shape (n + 1,)
-        The times, falling from noise to data, or rising to encode.
+        The times of the evaluations and of the end. Those of steps fall from noise to data, or rise to encode; those of stages lie
+        within their step, in any order.
     alpha : array of shape (n + 1, \*c)
         Psi(t, 0), by which the data enter the state.
     sigma : array of shape (n + 1, \*c)
@@ -56,6 +61,10 @@ class LinearPlan:
         What the network returns: eps = -K^T score with this K, or the score.
     method, grid, schedule : str
         What the plan was made from, for the reader.
+    next_x : array of shape (n, \*c), optional
+        1 everywhere by default.
+    accepts : array of bool of shape (n,), optional
+        Whether a step ends with the row: x is then the solution at the next time, and otherwise a stage. True by default.
 
     Raises
     ------
@@ -81,6 +90,8 @@ class LinearPlan:
     method: str = ""
     grid: str = ""
     schedule: str = ""
+    next_x: Array = None  # type: ignore[assignment]  # 1, in the shape of keep_x
+    accepts: Flags = None  # type: ignore[assignment]  # True
 
     def __post_init__(self) -> None:
         one_of("basis", self.basis, ALGEBRAS)
@@ -88,18 +99,43 @@ class LinearPlan:
         for name in _TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={shown(getattr(self, name))} must be a string")
-        for name in COLUMNS:
-            values = array(name, getattr(self, name))
-            values.setflags(write=False)
-            object.__setattr__(self, name, values)
-        _check_shapes(self)
-        _check_use(self)
-        _check_transport(self)
+        for name in COLUMNS[:-1]:
+            self._freeze(name, array(name, getattr(self, name)))
+        check_block_shapes(self, COLUMNS[:-1])
+        self._freeze("next_x", self._ones() if self.next_x is None else array("next_x", self.next_x))
+        self._freeze("accepts", np.ones(self.nfe, dtype=bool) if self.accepts is None else as_flags("accepts", self.accepts))
+        check_block_shapes(self, COLUMNS)
+        check_block_steps(self)
+        check_block_use(self)
+        check_block_transport(self)
+
+    def _freeze(self, name: str, values: AnyArray) -> None:
+        values.setflags(write=False)
+        object.__setattr__(self, name, values)
+
+    def _ones(self) -> Array:
+        """Return the coefficient 1 for each row."""
+        return np.broadcast_to(ALGEBRAS[self.basis].one(self.shape), self.keep_x.shape).copy()
 
     @property
     def nfe(self) -> int:
-        """The number of network evaluations, one a step."""
+        """The number of network evaluations, one a row."""
         return len(self.keep_x)
+
+    @property
+    def num_step(self) -> int:
+        """The number of steps."""
+        return int(self.accepts.sum())
+
+    @cached_property
+    def ts(self) -> Array:
+        """The times of the steps, of shape (num_step + 1,)."""
+        return self.t[np.flatnonzero(np.append(True, self.accepts))]
+
+    @cached_property
+    def staged(self) -> bool:
+        """Whether a row is a stage, or x anything but base with predictions."""
+        return not self.accepts.all() or bool((self.next_x != self._ones()).any())
 
     @property
     def window(self) -> int:
@@ -119,12 +155,12 @@ class LinearPlan:
     @cached_property
     def rows(self) -> tuple[Row, ...]:
         """The table row by row, in arrays of NumPy."""
-        one = ALGEBRAS[self.basis].one(self.shape)
-        corrects = bool(self.next_p.any())
-        columns = zip(self.t.tolist(), self.alpha, self.sigma, self.keep_x, self.keep_p, self.next_p, strict=False)
+        moves = self.staged or bool(self.next_p.any())  # one answer for all rows, which JAX stacks
+        levels, flags = (self.t.tolist(), self.alpha, self.sigma), self.accepts.tolist()
+        columns = zip(*levels, self.keep_x, self.keep_p, self.next_x, self.next_p, flags, strict=False)
         return tuple(
-            Row(t, alpha, sigma, keep_x, keep_p, None, one if corrects else None, next_p, None, True, True)
-            for t, alpha, sigma, keep_x, keep_p, next_p in columns
+            Row(t, alpha, sigma, keep_x, keep_p, None, next_x if moves else None, next_p, None, accepts, True)
+            for t, alpha, sigma, keep_x, keep_p, next_x, next_p, accepts in columns
         )
 
     def once(self, make: Callable[..., Made], *of: Any) -> Made:
@@ -144,8 +180,9 @@ class LinearPlan:
         size = " x ".join(map(str, self.shape))
         about = ", ".join(text for text in (self.schedule, self.grid) if text)
         kind = f"coefficients of {size}, {'eps of ' if self.predicts != 'score' else ''}{self.predicts}"
-        lines = [f"LinearPlan {self.method or 'of unknown method'}: {self.nfe} evaluations, {kind}", about]
-        return "\n".join([*(line for line in lines if line), "t = " + " ".join(f"{t:.6g}" for t in self.t.tolist())])
+        steps = "" if self.accepts.all() else f" in {self.num_step} steps"
+        lines = [f"LinearPlan {self.method or 'of unknown method'}: {self.nfe} evaluations{steps}, {kind}", about]
+        return "\n".join([*(line for line in lines if line), "t = " + " ".join(f"{t:.6g}" for t in self.ts.tolist())])
 
     def __eq__(self, other: object) -> bool:
         return self._content == other._content if isinstance(other, LinearPlan) else NotImplemented
@@ -159,8 +196,9 @@ class LinearPlan:
     @cached_property
     def _content(self) -> str:
         """The plan as canonical JSON; Python prints the shortest decimal that reads back as the same float64."""
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
-        content.update({name: content[name].tolist() for name in COLUMNS})
+        names = {field.name for field in fields(self)} - (set() if self.staged else set(_STAGES))
+        content = {name: getattr(self, name) for name in names}
+        content.update({name: content[name].tolist() for name in names & {*COLUMNS, "accepts"}})
         return json.dumps(content, allow_nan=False, sort_keys=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -169,8 +207,8 @@ class LinearPlan:
             partial.write_text(json.dumps(self.document()) + "\n", encoding="utf-8")
 
     def document(self) -> dict[str, Any]:
-        """Return what `save` writes, with its checksum."""
-        return document_of(self._content, _KIND)
+        """Return what `save` writes, with its checksum. Without stages it is of version 1, which has no columns for them."""
+        return document_of(self._content, _kind(2, self.staged))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LinearPlan:
@@ -195,83 +233,27 @@ class LinearPlan:
         ValueError
             As `load`.
         """
-        kind = _KIND
+        kind = _kind(2)
         if isinstance(document, dict) and isinstance(document.get("plan"), dict):  # its own basis says how deep its tables are
-            kind = _kind_of(document["plan"].get("keep_x"))
-        content, checksum = read_content(document, {field.name for field in fields(cls)}, kind)
+            kind = _kind(_depth(document["plan"].get("keep_x")), document.get("version") == 2)
+        names = {field.name for field in fields(cls)} - (set() if kind.version == 2 else set(_STAGES))
+        content, checksum = read_content(document, names, kind)
         plan = cls(**content)
         if checksum != digest(plan._content):
             raise ValueError("its numbers were changed after it was saved (the checksum differs); build the plan anew and save it")
         return plan
 
 
-def _kind(axes: int) -> Kind:
-    tables = {name: 1 if name == "t" else axes + 1 + (name in ("keep_p", "next_p")) for name in COLUMNS}
-    return Kind("deis.linear_plan", 1, tables, ())
+def _kind(axes: int, staged: bool = False) -> Kind:
+    """Return the kind of file whose coefficients have so many axes."""
+    columns = COLUMNS if staged else COLUMNS[:-1]
+    tables = {name: 1 if name == "t" else axes + 1 + (name in ("keep_p", "next_p")) for name in columns}
+    return Kind("deis.linear_plan", 1 + staged, tables, ("accepts",) if staged else ())
 
 
-_KIND = _kind(2)
-
-
-def _kind_of(keep_x: object) -> Kind:
-    """Return the kind of file whose coefficients have as many axes as the first of a column; at most as many as arrays have."""
+def _depth(keep_x: object) -> int:
+    """Return how many axes the coefficients of a column have, by the first of them; at most as many as arrays have."""
     axes = -1
     while isinstance(keep_x, list) and axes < 32:
         axes, keep_x = axes + 1, keep_x[0] if keep_x else None
-    return _kind(max(axes, 1))
-
-
-# --- checks ------------------------------------------------------------------------------------------------------------
-
-
-def _check_shapes(plan: LinearPlan) -> None:
-    c, axes = plan.keep_x.shape[1:], ALGEBRAS[plan.basis].axes
-    if not c or (axes == 2 and (len(c) != 2 or c[0] != c[1])) or 0 in plan.keep_x.shape:
-        wanted = "(n, k, k)" if plan.basis == "block" else "(n, ...), one number a frequency"
-        raise ValueError(f"keep_x must have shape {wanted} with basis={plan.basis!r}, and has {plan.keep_x.shape}")
-    n, window = len(plan.keep_x), plan.keep_p.shape[1] if plan.keep_p.ndim > 1 else 0
-    shapes = {"t": (n + 1,), "keep_p": (n, max(window, 1), *c), "next_p": (n, max(window, 1), *c)}
-    for name, shape in (shapes | dict.fromkeys(("alpha", "sigma", "unit"), (n + 1, *c))).items():
-        values = getattr(plan, name)
-        if values.shape != shape:
-            raise ValueError(f"{name} must have shape {shape} beside keep_x of {plan.keep_x.shape}, and has {values.shape}")
-    for name in COLUMNS:
-        values = getattr(plan, name)
-        if not np.isfinite(values).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-            raise ValueError(f"{name}{list(place)}={values[place].item()!r} must be finite")
-    steps = np.diff(plan.t)
-    if not ((steps < 0).all() or (steps > 0).all()):
-        raise ValueError(f"t must decrease from step to step, or increase from step to step, and is {plan.t.tolist()}")
-
-
-def _check_use(plan: LinearPlan) -> None:
-    n, window = plan.keep_p.shape[:2]
-    weight = ((plan.keep_p != 0) | (plan.next_p != 0)).reshape(n, window, -1).any(axis=2)
-    for i in range(n):
-        if weight[i, i + 1 :].any():
-            raise ValueError(f"row {i} uses a prediction from before the first: it has {i + 1} of {window}")
-        if not any(weight[i + j, j] for j in range(min(window, n - i))):
-            raise ValueError(f"row {i} wastes an evaluation: no row gives the prediction at t={plan.t[i].item()!r} any weight")
-
-
-def _check_transport(plan: LinearPlan) -> None:
-    """Run each row on alpha x_0 + sigma eps for constant x_0 and eps, as the pair (alpha, sigma), from where it is exact."""
-    combine = ALGEBRAS[plan.basis].combine
-    exact = np.stack([plan.alpha, plan.sigma], axis=1)
-    base = exact[0]
-    history: tuple[Array, ...] = ()
-    for i, row in enumerate(plan.rows):
-        history = (np.stack([np.zeros_like(plan.unit[i]), plan.unit[i]]), *history)[: plan.window]
-        past = [np.abs(p) for p in history]
-        with np.errstate(all="ignore"):
-            size = combine(np.abs(row.keep_x), np.abs(base), np.abs(row.keep_p) + np.abs(row.next_p), past).max()
-            base, x = advance(row, base, history, combine)
-            off = exact[i + 1] - x
-        if not np.abs(off).max() <= 1e-11 * (size + np.abs(exact[i + 1]).max()):
-            part = "alpha" if np.abs(off[0]).max() > np.abs(off[1]).max() else "sigma"
-            raise ValueError(
-                f"row {i} is inconsistent: it does not carry alpha x_0 + sigma eps to {part} at t={plan.t[i + 1].item()!r}, off by "
-                f"{np.abs(off).max():.3g}; check keep_x, keep_p, next_p and unit"
-            )
-        base = base + off  # so that no row is charged with the rounding of those before, which psi multiplies
+    return max(axes, 1)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import flag, kind
+from ..arguments import flag, function, kind
 from ..backends import backend_of
 from ..foreign import is_jax
 from ..machine import run_rows
 from ..model.predictions import Denoiser, check_model
 from ..model.pretrained import Pretrained
+from ..run.options import Options, not_finite, observer
 from .denoiser import LinearDenoiser, Reader, level_of, reader_of
 from .plan import LinearPlan
 from .sde import check_blocks
@@ -30,6 +31,8 @@ def sample_linear(
     *,
     velocity: bool = False,
     trajectory: bool = False,
+    callback: Callable[[int, float, Any], Any] | None = None,
+    check_finite: bool = False,
     grad: bool = False,
 ) -> Any:
     """Run a plan of a linear SDE: turn noise into samples, or, with a plan that encodes, data into noise.
@@ -49,7 +52,12 @@ def sample_linear(
     velocity : bool
         Return all blocks; without it the first alone, the position. With basis="dct" there is one.
     trajectory : bool
-        Return the states at all of plan.t, stacked along a new first axis.
+        Return the states at all of plan.ts, stacked along a new first axis.
+    callback : callable, optional
+        Called after each step with the step's number (from 0), the time reached, and the state, all blocks or pixels. In JAX under
+        `jit` it runs on the host, in order.
+    check_finite : bool
+        Raise an error if the model returns NaN or infinity. This waits for the device in every row; under `jit` it is refused.
     grad : bool
         Torch only: record gradients.
 
@@ -63,7 +71,8 @@ def sample_linear(
         If the plan is no linear plan, the model no function of (x, t) or one of a scalar schedule, or x_T no array of a floating
         dtype.
     ValueError
-        If x_T has not the blocks or the frequencies of the plan, or the model returns another shape.
+        If x_T has not the blocks or the frequencies of the plan, the model returns another shape, or with check_finite what is
+        not finite.
     """
     kind("plan", plan, LinearPlan, "a deis.LinearPlan, as deis.make_linear_plan returns (deis.sample runs a deis.Plan),")
     if isinstance(model, Denoiser | Pretrained):
@@ -76,8 +85,12 @@ def sample_linear(
     check_blocks("x_T", x_T, plan.basis, plan.shape)
     if isinstance(model, LinearDenoiser) and plan.basis == "block" and x_T.ndim < 3:
         raise ValueError(f"x_T has shape {tuple(x_T.shape)}, and a LinearDenoiser takes (k, batch, channels, ...); add that axis")
-    for name, value in (("velocity", velocity), ("trajectory", trajectory), ("grad", grad)):
+    flags = {"velocity": velocity, "trajectory": trajectory, "check_finite": check_finite, "grad": grad}
+    for name, value in flags.items():
         flag(name, value)
+    if callback is not None:
+        function("callback", callback, "i", "t", "x")
+    options = Options((), None, bool(trajectory), callback, False, bool(check_finite), bool(grad))
     backend = backend_of(x_T)
     reader = reader_of(plan, model, space_of(plan, backend), x_T.dtype)
     if is_jax(x_T):
@@ -85,14 +98,14 @@ def sample_linear(
     else:
         run = _run_eager
     with nullcontext() if grad else backend.no_grad():
-        out = run(plan, reader, x_T, bool(trajectory))
+        out = run(plan, reader, x_T, options)
         out = backend.cast(out, x_T.dtype)
     if velocity or plan.basis == "dct":
         return out
     return out[:, 0] if trajectory else out[0]
 
 
-def _run_eager(plan: LinearPlan, reader: Reader, x_T: Any, trajectory: bool) -> Any:
+def _run_eager(plan: LinearPlan, reader: Reader, x_T: Any, options: Options) -> Any:
     """Run a plan in NumPy or torch: coefficients of blocks are numbers, those of frequencies arrays beside the states."""
     space, backend = reader.space, reader.space.backend
     dtype = backend.carry(x_T.dtype)
@@ -106,9 +119,20 @@ def _run_eager(plan: LinearPlan, reader: Reader, x_T: Any, trajectory: bool) -> 
         readings = [_converted(row, _READ, lambda c: backend.like(c, x)) for row in reader.rows]
         combine = combine_frequencies
     keep = [backend.cast(x_T, dtype)]
-    observe = (lambda i, x: keep.append(space.leave(x))) if trajectory else None
-    x = run_rows(rows, lambda i, x: reader(readings[i], x, times[i]), combine, x, observe)
-    return backend.xp.stack(keep) if trajectory else space.leave(x)
+    observe = observer(plan, options, keep)
+
+    def predict(i: int, x: Any) -> Any:
+        p = reader(readings[i], x, times[i])
+        if options.check_finite and not bool(backend.xp.isfinite(p).all()):
+            raise not_finite(i, plan)
+        return p
+
+    def leave(i: int, x: Any) -> None:
+        if observe is not None and rows[i].accepts:
+            observe(i, space.leave(x))
+
+    x = run_rows(rows, predict, combine, x, leave)
+    return backend.xp.stack(keep) if options.trajectory else space.leave(x)
 
 
 def _converted(row: Any, names: Sequence[str], convert: Callable[[Any], Any]) -> Any:

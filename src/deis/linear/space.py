@@ -103,7 +103,7 @@ def prepared_blocks(plan: LinearPlan, backend: Backend, dtype: Any) -> tuple[lis
     add_up = made[0][1]
     rows = []
     for row, *lines in zip(flat, *(lines for lines, _ in made), strict=True):
-        after = None if row.next_x is None else tuple(one.next_x or ((None, 0),) for one in lines)
+        after = None if row.next_x is None else tuple(((None, 0),) if one.next_x is None else one.next_x for one in lines)
         rows.append(row._replace(keep_x=tuple(one.keep_x for one in lines), next_x=after))
 
     def combine(c_x: Any, x: Any, c_p: Any, history: Sequence[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -53,6 +53,16 @@ def stage_times(sde: Schedule, start: Array, end: Array, c: Sequence[float]) -> 
     return np.stack([ends[c_k] if c_k in ends else sde.t_of_log_rho(high + c_k * (low - high)) for c_k in c], axis=1)
 
 
+def split_budget(family: Collection[int], nfe: int) -> list[int]:
+    """Return the number of stages in each step for a budget: full steps first, and cheaper ones of the family for the rest."""
+    counts = [max(family)] * (nfe // max(family))
+    rest = nfe % max(family)
+    while rest:
+        counts.append(max(size for size in family if size <= rest))
+        rest -= counts[-1]
+    return counts
+
+
 @dataclass(frozen=True)
 class SingleStep:
     """A singlestep method as a builder of plans.
@@ -95,11 +105,7 @@ class SingleStep:
         `clean` is whether the grid ends at sigma = 0. For three stages this is what DPM-Solver calls "fast": ..., 3, 2, 1 or
         ..., 3, 1 or ..., 3, 2.
         """
-        counts = [self.stages] * (nfe // self.stages)
-        rest = nfe % self.stages
-        while rest:
-            counts.append(max(size for size in self.family if size <= rest))
-            rest -= counts[-1]
+        counts = split_budget(self.family, nfe)
         if counts[-1] > 1 and ((clean and self.clean_end) or (self.fast and counts[-1] == self.stages)):
             counts[-1:] = [*self.split(counts[-1] - 1, False), 1] if counts[-1] - 1 in self.family else [1] * counts[-1]
         return counts

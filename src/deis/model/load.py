@@ -39,6 +39,7 @@ def load_model(
           Stable Diffusion's included: `deis.model.checkpoints.pipelines.load_pipeline`;
         - a checkpoint of the code base of DDIM or PNDM: `deis.model.checkpoints.ddim_unet.load_ddim`;
         - one of Song et al.'s score SDEs, of PyTorch or Flax: `deis.model.checkpoints.score_sde.load_score_sde`;
+        - one of CLD-SGM or gDDIM, with sde="cld" or "blurring": `deis.model.checkpoints.linear_sdes.load_linear_sde`;
         - one of EDM, as safetensors, state dict or, with allow_pickle=True, pickle: `deis.model.checkpoints.edm.load_edm`;
         - a network in ONNX: `deis.model.checkpoints.onnx_file.load_onnx`.
     backend : {"torch", "jax"}
@@ -49,7 +50,7 @@ def load_model(
         The precision of the weights, and of the x that the model takes. JAX has float64 if x64 is on; ONNX keeps that of the file.
     **options
         What a file does not say, for the loader of its format, which documents them: `sde="ve"`, `size=`, `config=`,
-        `preconditioning=`, `allow_pickle=`.
+        `preconditioning=`, `allow_pickle=`, `beta=`, `mixed=`, `blur=`.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def read_options(texts: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def _loader(spec: StrPath) -> Callable[..., Pretrained]:
+def _loader(spec: StrPath) -> Callable[..., Any]:
     """Return the loader for a pipeline or file."""
     from .checkpoints import edm, onnx_file, pipelines
 
@@ -120,11 +121,13 @@ def _loader(spec: StrPath) -> Callable[..., Pretrained]:
     return edm.load_edm if path.suffix == ".pkl" else _load_weights
 
 
-def _load_weights(path: StrPath, device: str | None, dtype: str, **options: Any) -> Pretrained:
+def _load_weights(path: StrPath, device: str | None, dtype: str, **options: Any) -> Any:
     """Load a file of weights by its keys."""
-    from .checkpoints import ddim_unet, edm, flax_files, score_sde, torch_files
+    from .checkpoints import ddim_unet, edm, flax_files, linear_sdes, score_sde, torch_files
 
     saved = flax_files.read(path) if flax_files.is_flax(path) else torch_files.read(path)
+    if options.get("sde") in linear_sdes.SDES:  # such a file looks like one of score SDEs
+        return linear_sdes.of_saved(saved, path, device, dtype, **options)
     for code_base in (ddim_unet, score_sde, edm):
         if code_base.recognises(saved):
             return code_base.of_saved(saved, path, device, dtype, **options)

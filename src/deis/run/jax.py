@@ -17,7 +17,7 @@ from ..backends.record import AddNoise
 from ..machine import Combine, Row, advance, advance_group, guessed
 from ..model.predictions import Level, Predictor
 from ..plan import Plan
-from .options import Options, not_finite, observer
+from .options import Options, Stepped, not_finite, observer
 
 
 def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> Array:
@@ -25,7 +25,7 @@ def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> A
     backend = predictor.backend
     dtype = backend.carry(x_T.dtype)
     observe = observer(plan, replace(options, trajectory=False), [])
-    relay = None if observe is None else _Relay(observe)
+    relay = None if observe is None else Relay(observe)
     add_noise = backend.noise(options.rng, len(x_T)) if plan.stochastic else None
     predict = _predict(plan, predictor, options)
 
@@ -49,7 +49,7 @@ def run_jax(plan: Plan, predictor: Predictor, x_T: Array, options: Options) -> A
     if relay is not None:
         relay.finish(x_0)
     if options.check_finite:
-        _raise_unless(out["finite"], plan)
+        raise_unless_finite(out["finite"], plan)
     if options.trajectory:
         x_0 = jnp.concatenate([x[None], out["x"][np.flatnonzero(plan.accepts)]])
     return x_0.astype(x_T.dtype)
@@ -60,7 +60,7 @@ Carry = tuple[Array, Array, tuple[Array, ...]]
 
 
 def _scan_groups(
-    plan: Plan, predictor: Predictor, options: Options, carry: Carry, relay: _Relay | None, add_noise: AddNoise | None
+    plan: Plan, predictor: Predictor, options: Options, carry: Carry, relay: Relay | None, add_noise: AddNoise | None
 ) -> tuple[Carry, dict[str, Array]]:
     """Run a plan group by group, with one call for each; consecutive groups with the same pattern of calls share one scan."""
     scanned, outs = _scanned(plan, options.factors, carry[0].dtype), []
@@ -81,7 +81,7 @@ def _group(
     predictor: Predictor,
     options: Options,
     calls: tuple[bool, ...],
-    relay: _Relay | None,
+    relay: Relay | None,
     add_noise: AddNoise | None,
     carry: Carry,
     scanned: tuple[Array, Row, Array],
@@ -158,7 +158,7 @@ def scan_rows(
     return x
 
 
-class _Relay:
+class Relay:
     """Calls a listener on the host, and raises its errors in the caller; XLA would raise an INTERNAL error, or none.
 
     Under jit nothing waits for the run, and the error is left to JAX.
@@ -198,7 +198,8 @@ def _scanned(plan: Plan, factors: Sequence[Any], dtype: Any) -> tuple[Array, Row
     return jnp.arange(n), row, jnp.asarray(np.array(factors), dtype)
 
 
-def _raise_unless(finite: Array, plan: Plan) -> None:
+def raise_unless_finite(finite: Array, plan: Stepped) -> None:
+    """Raise ValueError if the model's output was not finite in a row, which it names; under jit nobody can look."""
     if isinstance(finite, jax.core.Tracer):
         raise ValueError("check_finite=True cannot look at values under jit, vmap or grad; call it outside, or set jax_debug_nans")
     if not finite.all():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..arrays import Array, Flags
 from ..backends import backend_of
+from ..machine import Row
 from ..model.predictions import Denoiser, named
 from ..model.pretrained import without_labels
-from ..plan import Plan
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,31 @@ def told(model: Any, predicts: str | None) -> tuple[Callable[[Any, Any], Any], s
     return model, model.predicts, model.threshold
 
 
-def observer(plan: Plan, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
+class Stepped(Protocol):
+    """A plan, of whatever coefficients, whose rows are stages of steps."""
+
+    @property
+    def method(self) -> str:
+        """What made it."""
+
+    @property
+    def num_step(self) -> int:
+        """The number of steps."""
+
+    @property
+    def ts(self) -> Array:
+        """The times of the steps."""
+
+    @property
+    def accepts(self) -> Flags:
+        """Which rows end a step."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows."""
+
+
+def observer(plan: Stepped, options: Options, keep: list[Any]) -> Callable[[int, Any], None] | None:
     """Return the function to call with each row's state, which skips the stages; None if nobody listens."""
     if not (options.trajectory or options.callback or options.progress):
         return None
@@ -83,7 +108,7 @@ def progress_bar(about: str, unit: str, total: int | None = None) -> Any:
     return tqdm(total=total, desc=about, unit=unit)
 
 
-def not_finite(i: int, plan: Plan, sample: Any = None) -> ValueError:
+def not_finite(i: int, plan: Stepped, sample: Any = None) -> ValueError:
     """Return the error for a model output that is NaN or infinite; it names the sample if each has its own plan."""
     whose = "" if sample is None else f" for sample {sample!r}"
     return ValueError(

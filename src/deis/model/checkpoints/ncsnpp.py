@@ -39,6 +39,8 @@ class Architecture:
         Whether the resolution changes through a blur, rather than by means and copies of pixels.
     classes : int
         The labels 0 ... classes - 1, or 0 for a network without them.
+    outputs : int
+        Channels of the output, or 0 for those of the data.
     """
 
     channels: int
@@ -51,6 +53,7 @@ class Architecture:
     output_pyramid: bool
     fir: bool
     classes: int = 0
+    outputs: int = 0
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -240,7 +243,7 @@ class NCSNpp(nn.Module):
             if a.attends[i]:
                 add(Attention(c))
             if a.output_pyramid or i == 0:
-                self.all_modules.extend([_norm(c), _conv(c, a.channels)])
+                self.all_modules.extend([_norm(c), _conv(c, a.outputs or a.channels)])
             if i > 0:
                 add(self._residual(c, c, "up"))
 

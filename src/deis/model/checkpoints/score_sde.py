@@ -79,14 +79,19 @@ def of_saved(saved: Any, path: StrPath, device: str | None, dtype: str, *, sde: 
     levels = (0.01, 50.0)
     if isinstance(saved, Mapping) and "params_ema" in saved:
         state = flax_files.weights(saved["params_ema"], path, size)
-        network = _network(torch_files.shapes_of(state), path)
+        network = network_of(torch_files.shapes_of(state), path)
         size = size or 4 << (len(network.architecture.widths) - 1)
     else:
         last, averages, sigmas = _parts(saved, path)
-        network, levels = _network(torch_files.shapes_of(last), path), _range(sigmas)
+        network, levels = network_of(torch_files.shapes_of(last), path), _range(sigmas)
         size = size or torch_files.size_of(network.architecture.attends, path)
-        state = _averaged(last, averages, path)
+        state = averaged(last, averages, path)
     architecture = network.architecture
+    if architecture.outputs not in (0, architecture.channels):
+        raise ValueError(
+            f"path={os.fspath(path)!r} has {architecture.outputs} channels out and {architecture.channels} in: a network of "
+            "position and velocity; give sde='cld'"
+        )
     if architecture.fourier != (sde == "ve"):
         embedding = "features of log sigma, as with sde='ve'" if sde != "ve" else "positions, as with sde='vp' or 'subvp'"
         raise ValueError(f"sde={sde!r} does not fit path={os.fspath(path)!r}, where the noise level enters by {embedding}")
@@ -124,11 +129,11 @@ def _parts(saved: Any, path: StrPath) -> tuple[dict[str, Any], list[Any], Any]:
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"path={os.fspath(path)!r} is not {_KIND}: 'model' with 'sigmas', and 'ema' with 'shadow_params', were expected, and "
-            f"reading them raised {error!r}"
+            f"reading them raised {error!r}; a network of position and velocity has no 'sigmas' and takes sde='cld'"
         ) from None
 
 
-def _averaged(state: Mapping[str, Any], averages: list[Any], path: StrPath) -> dict[str, Any]:
+def averaged(state: Mapping[str, Any], averages: list[Any], path: StrPath) -> dict[str, Any]:
     """Return the averaged weights by their names.
 
     The averages are in the order of the weights, without the frequencies of Fourier features, which are not trained.
@@ -145,7 +150,7 @@ def _averaged(state: Mapping[str, Any], averages: list[Any], path: StrPath) -> d
     return {**state, **dict(zip(trained, averages, strict=True))}
 
 
-def _network(found: Shapes, path: StrPath) -> Any:
+def network_of(found: Shapes, path: StrPath) -> Any:
     """Return the network of these weights, without values."""
     import torch
 
@@ -197,7 +202,8 @@ def _torch_architecture(modules: Sequence[Shapes], path: StrPath) -> Architectur
             "and at least 3 for each and 2 in the middle were expected; older networks of that code base are not supported"
         )
     firsts = residuals[: levels * blocks : blocks]
-    conv_in = modules[kinds.index("conv")]["weight"]
+    convolutions = [shapes["weight"] for kind, shapes in zip(kinds, modules, strict=True) if kind == "conv"]
+    conv_in, conv_out = convolutions[0], convolutions[-1]
     input_pyramid = "residual" if "strided" in kinds else "sum" if "skip" in kinds else "none"
     output_pyramid = kinds.count("norm") > 1
     return Architecture(
@@ -210,4 +216,5 @@ def _torch_architecture(modules: Sequence[Shapes], path: StrPath) -> Architectur
         input_pyramid=input_pyramid,
         output_pyramid=output_pyramid,
         fir=input_pyramid != "none" or output_pyramid,  # in every published network with a pyramid, and in no other
+        outputs=conv_out[0],
     )
