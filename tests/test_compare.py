@@ -23,12 +23,13 @@ from torch import Tensor, nn
 import deis
 from deis.cli import main
 from deis.comparison.figures import INK, figures
+from deis.comparison.identity import Identity
 from deis.comparison.lineup import entries
 from deis.comparison.noise import noise_for
 from deis.comparison.report import number
 from deis.comparison.result import NOT_FINITE, Comparison, Row
-from deis.comparison.weights import Identity, networks, weights_digest
 from deis.evaluation import evaluate
+from deis.model.weights import networks, weights_digest
 
 from .oracle import two_modes
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .comparison.report import write_report
     from .cut import cut_plan
     from .edit import add_noise, image_to_image, inpaint
+    from .generation.generate import generate
+    from .generation.verification import read_samples, verify_samples
     from .grids import make_grid
     from .likelihood import LogLikelihood, log_likelihood
     from .linear.build import make_linear_plan
@@ -45,10 +47,10 @@ __all__ = [
     "Compiled", "Denoiser", "ExponentialTableau", "FlowMatching", "FrequencyVP", "LinearDenoiser", "LinearPlan", "LinearSDE",
     "LogLikelihood", "Plan", "PlanFamily", "Pretrained", "Recommendation", "Schedule", "Stepper", "SubVPSDE", "Teacher", "adams",
     "add_noise", "calibrate", "calibrate_family", "calibrate_range", "calibration_report", "classifier_free", "classifier_guided",
-    "compare", "compile", "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "get_method",
-    "guided", "image_to_image", "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid", "make_linear_plan",
-    "make_plan", "make_teacher", "measure_norm", "parallel_adams", "posterior", "recommend", "rho_rk", "sample", "sample_linear",
-    "static_threshold", "write_report",
+    "compare", "compile", "cut_plan", "dynamic_threshold", "edm_preconditioned", "encode", "exponential_rk", "generate",
+    "get_method", "guided", "image_to_image", "inpaint", "invert", "load_model", "load_plan", "log_likelihood", "make_grid",
+    "make_linear_plan", "make_plan", "make_teacher", "measure_norm", "parallel_adams", "posterior", "read_samples", "recommend",
+    "rho_rk", "sample", "sample_linear", "static_threshold", "verify_samples", "write_report",
 ]  # fmt: skip
 
 _HOME = {
@@ -59,6 +61,8 @@ _HOME = {
         "comparison.report": "write_report",
         "cut": "cut_plan",
         "edit": "add_noise image_to_image inpaint",
+        "generation.generate": "generate",
+        "generation.verification": "read_samples verify_samples",
         "grids": "make_grid",
         "likelihood": "LogLikelihood log_likelihood",
         "linear.build": "make_linear_plan",

@@ -67,17 +67,17 @@ def _real(value: Any) -> float:
         return math.nan
 
 
-def whole(argument: str, value: Any, least: int = 1) -> int:
+def whole(argument: str, value: Any, least: int = 1, most: int = _MOST) -> int:
     """Return a whole number as an int.
 
     Raises
     ------
     ValueError
-        If it is not a whole number, below `least`, or above a million, more than a plan can have of anything.
+        If it is not a whole number, below `least`, or above `most`: by default a million, more than a plan can have of anything.
     """
     found = _real(value)
-    if not (found.is_integer() and least <= found <= _MOST):
-        limit = f" and at most {_MOST}" if found > _MOST else ""
+    if not (found.is_integer() and least <= found <= most):
+        limit = f" and at most {most}" if found > most else ""
         raise ValueError(f"{argument}={shown(value)} must be a whole number of at least {least}{limit}")
     return int(found)
 

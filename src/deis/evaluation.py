@@ -20,12 +20,17 @@ from .calibration.teacher import dense_plan
 from .draws import streams
 from .features import Extractor, Perceptual, distances, features, load_extractor, load_images, load_perceptual
 from .files import replacing
+from .generation.manifest import read_manifest
+from .generation.verification import read_samples
 from .likelihood import log_likelihood
 from .methods.step import choose_form
 from .plan import Plan
 from .run import sample
 
-__all__ = ["converged", "distances", "evaluate", "features", "likelihood", "load_extractor", "load_images", "load_perceptual"]
+__all__ = [
+    "converged", "distances", "evaluate", "evaluate_samples", "features", "likelihood", "load_extractor", "load_images",
+    "load_perceptual",
+]  # fmt: skip
 
 
 def evaluate(
@@ -103,6 +108,46 @@ def evaluate(
     if real is not None:
         found |= distances(np.concatenate([part["features"] for part in parts]), real)
     return found
+
+
+def evaluate_samples(
+    folder: str | Path, extractor: Extractor, real: AnyArray, *, batch: int = 64, progress: Any = None
+) -> dict[str, Any]:
+    """Measure the samples that `deis.generate` wrote, a shard at a time in memory.
+
+    Parameters
+    ----------
+    folder : path
+        Of `deis.generate`; every shard is checked against its checksum as it is read.
+    extractor, real
+        As for `evaluate`.
+    batch : int
+        Images per call of the extractor.
+    progress : optional
+        A tqdm bar, or another object with `update(n)`.
+
+    Returns
+    -------
+    dict
+        "method", "grid", "nfe", "samples", and the distances to the real images, see `distances`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `deis.read_samples`.
+    """
+    function("extractor", extractor, "images")
+    kind("real", real, np.ndarray, "a NumPy array,")
+    batch, parts = whole("batch", batch), []
+    for _, pixels in read_samples(folder):
+        images = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        parts += [features(extractor, images[first : first + batch]) for first in range(0, len(images), batch)]
+        if progress is not None:
+            progress.update(len(images))
+    plan = Plan.from_document(read_manifest(folder)["samples"]["plan"])
+    found = np.concatenate(parts)
+    about: dict[str, Any] = {"method": plan.method, "grid": plan.grid, "nfe": plan.nfe, "samples": len(found)}
+    return about | distances(found, real)
 
 
 def _check_measures(**measures: Any) -> None:

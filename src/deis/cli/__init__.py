@@ -1,4 +1,4 @@
-"""The command line: `deis sample`, `edit`, `plan`, `methods`, `calibrate`, `evaluate`, `compare`, `recommend`, `lab`, `serve`."""
+"""The command line: `deis sample`, `generate`, `edit`, `plan`, `methods`, `calibrate`, `evaluate`, `compare` and others."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..extras import install
 
 try:
     import click
+    from click.core import ParameterSource
     from tqdm.auto import tqdm
 
     from .pictures import picture
@@ -25,13 +26,14 @@ from ..files import replacing
 from ..methods import make_plan
 from ..model.pretrained import Pretrained
 from ..plan import Plan, load_plan
+from ..seeded import draw_noise, jax_runner, precision, torch_runner
 from . import shared
 from .compare import compare_command, recommend_command
 from .edit import edit_command
+from .generate import generate_command
 from .lab import lab_command
 from .methods import methods_command
 from .plan import plan_command
-from .seeded import draw_noise, jax_runner, precision, torch_runner
 from .serve import serve_command
 
 _EPILOG = """deis methods lists the values of --method. For tab completion, put this line into ~/.bashrc:
@@ -44,7 +46,16 @@ def main() -> None:
     """Samples from a diffusion model in few network calls."""
 
 
-for command in (plan_command, methods_command, edit_command, compare_command, recommend_command, lab_command, serve_command):
+for command in (
+    plan_command,
+    methods_command,
+    edit_command,
+    generate_command,
+    compare_command,
+    recommend_command,
+    lab_command,
+    serve_command,
+):
     main.add_command(command)
 
 
@@ -158,6 +169,7 @@ def sample_command(**options: Any) -> None:
 @click.option("--likelihood", type=shared.TWO, help="Measure the likelihood of this many --real images instead.")
 @click.option("--reference-steps", default=128, type=shared.TWO, show_default=True, help="Steps of the converged solution.")
 @click.option("--work", type=shared.FOLDER, help="Keep finished batches here, and resume from there.")
+@click.option("--samples", type=shared.FOLDER, help="Measure the samples in this folder of deis generate, and make none.")
 @click.option("--out", type=shared.OutFile(), default=Path("evaluation.json"), show_default=True)
 @shared.errors()
 def evaluate_command(**options: Any) -> None:
@@ -167,7 +179,10 @@ def evaluate_command(**options: Any) -> None:
     """
     if options["backend"] != "torch":
         raise click.BadParameter("evaluation runs in torch only; leave jax out", param_hint="--backend")
-    results = _evaluate(options) if options["likelihood"] is None else _likelihoods(options)
+    if options["samples"] is not None:
+        results = _of_samples(options)
+    else:
+        results = _evaluate(options) if options["likelihood"] is None else _likelihoods(options)
     with replacing(options["out"]) as partial:
         partial.write_text(json.dumps(results, indent=1) + "\n")
     click.echo(table(results["plans"]))
@@ -201,6 +216,26 @@ def _evaluate(options: dict[str, Any]) -> dict[str, Any]:
             row = evaluate(plan, make, noise, condition=labels, batch=options["batch"], rng=rng, progress=bar, **measures, **kept)
             results["plans"].append(row)
     return results
+
+
+def _of_samples(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the results that `deis evaluate --samples` writes."""
+    from ..evaluation import evaluate_samples
+    from ..generation.manifest import read_manifest
+
+    context, folder = click.get_current_context(), options["samples"]
+    for param in context.command.params:
+        unused = param.name not in ("samples", "real", "features", "batch", "device", "out")
+        if unused and context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE:
+            raise ValueError(f"--samples {folder} are made already, and measured against --real; leave out {param.opts[0]}")
+    if options["real"] is None:
+        raise ValueError("--samples are measured against real images; give --real and --features, too")
+    extractor, real = shared.real_features(options["features"], options["real"], options["device"] or "cpu")
+    samples = read_manifest(folder)["samples"]
+    with tqdm(total=samples["num"], desc="features", unit="image") as bar:
+        row = evaluate_samples(folder, extractor, real, batch=options["batch"], progress=bar)
+    about = {"folder": str(folder), "model": samples["model"], "seed": samples["seed"], "features": options["features"]}
+    return about | {"real": {"path": str(options["real"]), "images": len(real)}, "plans": [row]}
 
 
 def _likelihoods(options: dict[str, Any]) -> dict[str, Any]:

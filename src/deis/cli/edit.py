@@ -17,9 +17,9 @@ from ..edit import edit_plan, image_to_image, inpaint
 from ..files import replacing
 from ..model.pretrained import Pretrained
 from ..plan import Plan
+from ..seeded import on_device, precision
 from . import shared
 from .pictures import picture
-from .seeded import on_device, precision
 
 _MODES = {1: "L", 3: "RGB"}
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

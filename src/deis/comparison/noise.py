@@ -7,7 +7,7 @@ from typing import Any
 from ..arguments import is_torch_module
 from ..backends import like
 from ..draws import drawn
-from .weights import networks
+from ..model.weights import networks
 
 FIT = 10**6
 """The number of the first noise that plans are fitted to: none that samples are drawn from."""

@@ -13,8 +13,8 @@ from ..arrays import AnyArray
 from ..plan import Plan
 from ..plan_html import table_of
 from .figures import errors_as_svg
+from .identity import Identity
 from .lineup import CALIBRATED
-from .weights import Identity
 
 FITTED = "fitted"
 """The method of a plan that `deis.recommend` fitted."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing
-from .weights import Identity
+from .identity import Identity
 
 REPORT = "comparison.json"
 WORK = "work"

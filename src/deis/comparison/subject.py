@@ -17,11 +17,12 @@ from ..calibration.network import Model, Network
 from ..calibration.teacher import FIRST_STEPS, PILOTS, make_teacher
 from ..features import Extractor
 from ..model.pretrained import Pretrained
+from ..model.weights import weights_digest
 from ..plan import Plan
 from .bench import Bench
+from .identity import Identity, identity_of
 from .noise import noise_for
 from .shelf import shelf
-from .weights import Identity, identity_of, weights_digest
 
 TOLERANCE = 2e-3
 """How far twice the steps may move the reference's end, over its size. The order is 4: what is left is some sixteen times less."""

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import AnyArray
-from ..draws import drawn, streams
-from ..model.pretrained import Pretrained
-from ..plan import Plan
-from ..run import sample
+from .arrays import AnyArray
+from .draws import drawn, streams
+from .model.pretrained import Pretrained
+from .plan import Plan
+from .run import sample
 
-Run = Callable[[range, Any, Callable[..., Any]], AnyArray]
-"""run(indices, labels, callback) -> the samples of these numbers in NumPy."""
+Run = Callable[[range, Any, Callable[..., Any] | None], AnyArray]
+"""run(indices, labels, callback) -> the samples of these numbers in NumPy; images, where the network is one of latents."""
 
 
 def draw_noise(model: Pretrained, plan: Plan, options: dict[str, Any], indices: range, dtype: str = "float32") -> Any:
@@ -46,7 +46,7 @@ def precision(options: dict[str, Any]) -> AbstractContextManager[Any]:
 def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
     """Return the function that samples in torch."""
 
-    def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
+    def run(indices: range, labels: Any, callback: Callable[..., Any] | None) -> AnyArray:
         x_T = draw_noise(model, plan, options, indices, options["dtype"])
         rng = streams(x_T, indices, options["seed"])
         x_0 = sample(plan, model.conditional(labels, options["guidance"]), x_T, rng=rng, callback=callback)
@@ -56,19 +56,20 @@ def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
 
 
 def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
-    """Return the function that samples in JAX; batches with the same labels, such as whole rounds of classes, compile once."""
+    """Return the function that samples in JAX; batches of one size compile once, with the callback of the first one."""
     import jax
 
-    compiled: dict[bytes | None, Callable[..., Any]] = {}
+    compiled: list[Callable[..., Any]] = []
 
-    def run(indices: range, labels: Any, callback: Callable[..., Any]) -> AnyArray:
-        def sampled(x_T: jax.Array, rng: jax.Array) -> jax.Array:
-            return sample(plan, model.conditional(labels, options["guidance"]), x_T, rng=rng, callback=callback)
+    def run(indices: range, labels: Any, callback: Callable[..., Any] | None) -> AnyArray:
+        def sampled(x_T: Any, rng: Any, condition: Any, null: Any) -> Any:
+            given = model.conditional() if condition is None else model.conditioned(condition, null, options["guidance"])
+            return sample(plan, given, x_T, rng=rng, callback=callback)
 
-        key = None if labels is None else labels.tobytes()
-        compiled.setdefault(key, jax.jit(sampled))
+        if not compiled:
+            compiled.append(jax.jit(sampled))
         x_T = draw_noise(model, plan, options, indices, options["dtype"])
-        keys = streams(x_T, indices, options["seed"])
-        return np.asarray(compiled[key](x_T, keys))
+        conditions = (None, None) if labels is None else model.conditions(labels, options["guidance"], len(labels))
+        return np.asarray(compiled[0](x_T, streams(x_T, indices, options["seed"]), *conditions))
 
     return run

@@ -1,0 +1,1 @@
+"""Samples by the ten thousand, in shards that survive being killed; see `generate`."""
