@@ -26,6 +26,7 @@ STOREYS = [
     {"adapters", "comparison", "evaluation"},
     {"lab", "serving"},
     {"cli"},
+    {"__main__"},
 ]
 LONGEST = 40
 DICTATED = {("adapters.diffusers", "__init__")}

@@ -55,8 +55,11 @@ def torch_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
     return run
 
 
-def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
-    """Return the function that samples in JAX; batches of one size compile once, with the callback of the first one."""
+def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any], place: Callable[[Any], Any] = lambda arrays: arrays) -> Run:
+    """Return the function that samples in JAX; batches of one size compile once, with the callback of the first one.
+
+    `place` puts the arrays of a batch where they are to be computed, by default on JAX's first device.
+    """
     import jax
 
     compiled: list[Callable[..., Any]] = []
@@ -70,6 +73,6 @@ def jax_runner(plan: Plan, model: Pretrained, options: dict[str, Any]) -> Run:
             compiled.append(jax.jit(sampled))
         x_T = draw_noise(model, plan, options, indices, options["dtype"])
         conditions = (None, None) if labels is None else model.conditions(labels, options["guidance"], len(labels))
-        return np.asarray(compiled[0](x_T, streams(x_T, indices, options["seed"]), *conditions))
+        return np.asarray(compiled[0](*place((x_T, streams(x_T, indices, options["seed"]), *conditions))))
 
     return run

@@ -10,11 +10,14 @@ import click
 from ..generation.engines import ENGINES
 from ..generation.formats import FORMATS, Label
 from ..generation.generate import generate
+from ..generation.ranks import default_engine, prepare
 from ..generation.verification import verify_samples
 from ..model.load import read_options
 from ..model.pretrained import Pretrained
 from ..seeded import precision
 from . import shared
+
+_PASSED = ("guidance", "seed", "format", "shard", "batch", "backend", "device", "dtype", "workers", "gpu_share")
 
 
 @click.command("generate")
@@ -29,7 +32,11 @@ from . import shared
 @click.option("--shard", type=shared.POSITIVE, help="Samples of a shard; by default 256.")
 @click.option("--batch", type=shared.POSITIVE, help="Samples of each call of the network; by default 256, halved until they fit.")
 @click.option("--dtype", type=click.Choice(["float64", "float32"]), default="float32", show_default=True)
-@click.option("--engine", type=click.Choice(list(ENGINES)), default="in_process", show_default=True, help="Who makes the shards.")
+@click.option(
+    "--engine", type=click.Choice(list(ENGINES)), help="Who makes the shards; by default this process, or under torchrun each."
+)
+@click.option("--workers", type=shared.POSITIVE, help="With ray: the most workers; by default as many as the cluster has room for.")
+@click.option("--gpu-share", type=click.FloatRange(min=0, min_open=True), help="With ray: the part of a GPU of each worker; 1.")
 @click.option("--verify", type=shared.FOLDER, metavar="DIR", help="Check the samples of a folder, and make none.")
 @shared.errors()
 def generate_command(**options: Any) -> None:
@@ -40,15 +47,15 @@ def generate_command(**options: Any) -> None:
         if not found.ok:
             raise click.exceptions.Exit(1)
         return
+    engine = options["engine"] or default_engine()
+    device = prepare(engine, options["backend"], options["device"])
     with precision(options):
-        model = shared.load(options, options["dtype"])
+        model = shared.load(options | {"device": device}, options["dtype"])
         labels = _labels(model, options)
         num = options["num"] or (len(labels) if isinstance(labels, list) else None)
         if num is None or options["out"] is None:
             raise ValueError("--num and --out say how many samples to make, and where; give both")
-        same = {
-            name: options[name] for name in ("guidance", "seed", "format", "shard", "batch", "backend", "device", "dtype", "engine")
-        }
+        same = {name: options[name] for name in _PASSED} | {"engine": engine}
         where = {"model": options["model"], "load_options": read_options(options["load_options"])}
         plan = shared.choose_plan(model, options)
         records = generate(options["out"], num, plan=plan, labels=labels, progress=True, **same, **where)

@@ -15,7 +15,12 @@ from .worker import make_worker
 Engine = Callable[[Job, Sequence[int], Callable[[Record], None]], None]
 """engine(job, shards, done): make these shards, in any order, anywhere, and call done(record) here for each."""
 
-ENGINES = {"in_process": "engines:in_process"}
+ENGINES = {
+    "in_process": "engines:in_process",
+    "ray": "ray_actors:ray_actors",
+    "ranks": "ranks:ranks",
+    "jax": "ranks:jax_processes",
+}
 """The module in this package of each engine, and the function in it; the module is imported when the engine is asked for."""
 
 

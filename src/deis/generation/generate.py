@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .formats import FORMATS, Label
 from .job import Job, fingerprint, load, missing
 from .manifest import NAME, begin, finish, read_manifest, records
 from .publish import clean_up
+from .ranks import default_engine, prepare
 from .record import Record
 from .verification import strangers
 
@@ -42,7 +45,9 @@ def generate(
     backend: str = "torch",
     device: str | None = None,
     dtype: str = "float32",
-    engine: str = "in_process",
+    engine: str | None = None,
+    workers: int | None = None,
+    gpu_share: float | None = None,
     progress: bool = False,
 ) -> list[Record]:
     """Write samples into a folder, in shards that are whole or not there; run it again to go on after whatever killed it.
@@ -78,8 +83,13 @@ def generate(
         Samples of each call of the network, by default 256 or those of a shard. Where memory is short it is halved, with a warning.
     backend, device, dtype
         As for `deis.load_model`.
-    engine : str
-        Who makes the shards: one of `deis.generation.engines.ENGINES`.
+    engine : {"in_process", "ray", "ranks", "jax"}, optional
+        Who makes the shards: this process; workers on a Ray cluster; or each of the processes that torchrun, accelerate launch or
+        JAX know of its part. By default ranks where RANK and WORLD_SIZE are set, as torchrun does, and otherwise this process.
+    workers : int, optional
+        With ray, the most workers at a time; by default as many as the cluster has room for.
+    gpu_share : float, optional
+        With ray and device="cuda", the part of a GPU that a worker takes, by default all of it.
     progress : bool
         Show a bar, with images per second and the time that is left.
 
@@ -98,26 +108,43 @@ def generate(
         If the folder holds samples of another plan, model, seed or anything else that they depend on; the message names it. If a
         shard there is damaged or was written by another version. For labels that the model does not have.
     """
-    if not isinstance(model, Pretrained) and model is not None:
-        kind("model", model, (str, os.PathLike), "what deis.load_model takes, or a deis.Pretrained,")
-        model = os.fspath(model)
     where: dict[str, Any] = {"backend": one_of("backend", backend, ("torch", "jax")), "device": device, "dtype": dtype}
-    where |= {"model": model, "load_options": dict(load_options or {})}
-    network = load(**where)
+    where |= {"model": _named(model), "load_options": dict(load_options or {})}
+    engine = default_engine() if engine is None else engine
+    network = load(**(where | {"device": prepare(engine, backend, device)}))
     num, folder = whole("num", num, most=_MOST), Path(out)
+    where |= {"format": one_of("format", format, FORMATS)} | _sizes(folder, num, shard, batch)
+    if backend == "jax" and engine != "ray":  # whose workers have devices of their own
+        import_module(".mesh", __package__).check_batch(where["batch"])
     job = Job(
         folder,
         _matching(network.plan() if plan is None else plan, network),
-        fingerprint(network, model),
+        fingerprint(network, where["model"]),
         num,
         _labels(network, num, labels),
         number("guidance", guidance),
         whole("seed", seed, 0, _MOST),
-        format=one_of("format", format, FORMATS),
         **where,
-        **_sizes(folder, num, shard, batch),
     )
-    return run_job(job, get_engine(engine), progress)
+    return run_job(job, _engine(engine, workers, gpu_share), progress)
+
+
+def _named(model: Any) -> str | Pretrained | None:
+    """Return a model, or its name as text."""
+    if isinstance(model, Pretrained) or model is None:
+        return model
+    kind("model", model, (str, os.PathLike), "what deis.load_model takes, or a deis.Pretrained,")
+    return os.fspath(model)
+
+
+def _engine(name: str, workers: int | None, gpu_share: float | None) -> Engine:
+    """Return an engine with the options that are given; only Ray has any."""
+    engine = get_engine(name)
+    options: dict[str, Any] = {} if workers is None else {"workers": whole("workers", workers)}
+    options |= {} if gpu_share is None else {"gpus": number("gpu_share", gpu_share, above=0.0)}
+    if options and name != "ray":
+        raise ValueError(f"workers={workers} and gpu_share={gpu_share} are for engine='ray', and engine={name!r}; leave them out")
+    return partial(engine, **options)
 
 
 def run_job(job: Job, engine: Engine, progress: bool = False) -> list[Record]:

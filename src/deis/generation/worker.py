@@ -49,10 +49,14 @@ def make_worker(job: Job, run: Run | None = None) -> Callable[[int], Record]:
 
 
 def make_run(job: Job) -> Run:
-    """Return what samples a batch, in torch or JAX."""
+    """Return what samples a batch, in torch or on all of JAX's devices."""
     with precision(job.options):
         model = load(job.model, job.backend, job.device, job.dtype, job.load_options)
-        return (torch_runner if job.backend == "torch" else jax_runner)(job.plan, model, job.options)
+        if job.backend == "torch":
+            return torch_runner(job.plan, model, job.options)
+        from .mesh import on_all_devices
+
+        return jax_runner(job.plan, model, job.options, on_all_devices)
 
 
 def labels_of(job: Job, numbers: range) -> tuple[Label, ...] | None:

@@ -1,0 +1,408 @@
+"""What a million and a billion samples cost, on paper: a small simulation with measured inputs, and plain formulas.
+
+python -m benchmarks.scale measure        # minutes; on a machine with Ray: writes benchmarks/results/scale_inputs.csv
+python -m benchmarks.scale simulate       # a minute; needs SimPy: writes benchmarks/results/scale.csv
+python -m benchmarks.scale report > docs/scale.md
+
+Measured are what this project adds to the network's own time: the start of a worker, the handing out of a shard by Ray, the
+replacement of a worker that was killed, the writing of a shard, and the speed of two workers over that of one. The step of a large
+network on a GPU, the life of a GPU and the speed of a store are assumptions, with their sources on the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import random
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import deis
+from deis.generation.job import Job
+from deis.generation.publish import publish
+
+from .pages import measured
+
+INPUTS = Path(__file__).parent / "results" / "scale_inputs.csv"
+RESULTS = Path(__file__).parent / "results" / "scale.csv"
+CALLS, GUIDED = 10, 2
+MULTIPLY_ADDS, PEAK, USED = 118.6e9, 989e12, 0.4
+SAMPLE = CALLS * GUIDED * 2 * MULTIPLY_ADDS / (PEAK * USED)  # seconds of a GPU
+BYTES = 3 * 256 * 256
+LIFE = 54 * 24 * 3600.0 * 16384 / 419  # seconds of a GPU between two failures
+STORE = 20e9  # bytes a second, for all workers together
+REQUESTS = 2  # of a shard: itself and its record
+HEARTBEAT = 100.0  # seconds until JAX misses a process
+
+
+# What is measured
+
+
+@contextmanager
+def ray_of(cores: int) -> Iterator[None]:
+    """Start a Ray cluster of so many workers on this machine."""
+    import ray
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=40, object_store_memory=80 * 2**20)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start() -> tuple[float, float]:
+    """Return the seconds, of the wall and of the processor, from the start of a process to its first shard, of one sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        command = f"import deis; deis.generate({folder + '/out'!r}, 1, plan=deis.load_model().plan(4))"
+        subprocess.run([sys.executable, "-c", command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def hand_out(workers: int = 2, shards: int = 2000) -> float:
+    """Return the seconds that Ray and our loop take to hand out a shard, to two workers that return at once; the others wait."""
+    import ray
+
+    from deis.generation.ray_actors import _work
+
+    class Idle:
+        def __init__(self, job: Job) -> None: ...
+
+        def prepare(self) -> None: ...
+
+        def make(self, k: int) -> int:
+            return k
+
+    times: list[float] = []
+    job = Job(Path("nowhere"), deis.make_plan(deis.VPSDE.linear(), nfe=1), "", shards, shard=1)
+    with ray_of(2):
+        hired = ray.remote(Idle).options(num_cpus=1, max_concurrency=2)
+        _work(hired, job, range(shards), lambda _: times.append(time.perf_counter()), workers)
+    return (times[-1] - times[0]) / (shards - 1)
+
+
+def ray_run(workers: int, num: int, killed: bool = False) -> tuple[list[float], float | None]:
+    """Return when each shard of 8 samples was done, and how long after a worker was killed there were `workers` again."""
+    times, replaced = list[float](), list[float]()
+    with tempfile.TemporaryDirectory() as folder, ray_of(workers):
+        out = Path(folder, "out")
+        killer = threading.Thread(target=_kill, args=(out, workers, replaced))
+        if killed:
+            killer.start()
+        watcher = threading.Thread(target=_watch, args=(out, num // 8, times))
+        watcher.start()
+        deis.generate(out, num, plan=deis.load_model().plan(10), shard=8, engine="ray", workers=workers, format="npz")
+        watcher.join()
+        if killed:
+            killer.join()
+    return times, replaced[0] if replaced else None
+
+
+def _watch(out: Path, shards: int, times: list[float]) -> None:
+    while len(times) < shards:
+        found = len(list(out.glob("records/*.json")))
+        times += [time.perf_counter()] * (found - len(times))
+        time.sleep(0.005)
+
+
+def _kill(out: Path, workers: int, replaced: list[float]) -> None:
+    """Kill a worker after the first shard, and note when another has loaded the model: when its memory is that of the killed."""
+    import psutil
+
+    def found() -> list[Any]:
+        return [child for child in psutil.Process().children(recursive=True) if child.name().startswith("ray::_Worker")]
+
+    while not any(out.glob("records/*.json")):
+        time.sleep(0.01)
+    victim = found()[0]
+    memory, begin = victim.memory_info().rss, time.perf_counter()
+    os.kill(victim.pid, signal.SIGKILL)
+    while True:
+        living = [child.memory_info().rss for child in found() if child.pid != victim.pid]
+        if sum(rss > 0.9 * memory for rss in living) >= workers:
+            replaced.append(time.perf_counter() - begin)
+            return
+        time.sleep(0.05)
+
+
+def rate(times: list[float]) -> float:
+    """Return shards a second, after the first and without the last ones, when a worker may have nothing to do."""
+    middle = times[1 : len(times) - 4]
+    return (len(middle) - 1) / (middle[-1] - middle[0])
+
+
+def written(megabytes: int = 64) -> float:
+    """Return the bytes a second of writing a shard and flushing it to the disk."""
+    content = random.randbytes(megabytes * 2**20)
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        publish(content, Path(folder, "shard"))
+        return len(content) / (time.perf_counter() - begin)
+
+
+def measure(rounds: int, num: int) -> None:
+    """Write what this machine says."""
+    starts = [start() for _ in range(rounds)]
+    one_two = [[rate(ray_run(workers, num)[0]) for workers in (1, 2)] for _ in range(rounds)]
+    replaced = [found for _ in range(rounds) if (found := ray_run(2, num, killed=True)[1]) is not None]
+    values = {
+        "start": (statistics.median(wall for wall, _ in starts), "s", "a process from its start to its first shard, of the wall"),
+        "start_processor": (statistics.median(own for _, own in starts), "s", "the same, of the processor"),
+        "hand_out": (hand_out(), "s", "Ray hands out one shard"),
+        "hand_out_1000": (hand_out(1000), "s", "the same, while 998 workers wait for room"),
+        "replace": (statistics.median(replaced), "s", "from the death of a Ray worker until another has the model in memory"),
+        "write": (statistics.median(written() for _ in range(rounds)), "B/s", "writing a shard of 64 MiB to the disk"),
+        "scaling": (statistics.median(two / one for one, two in one_two), "", "shards a second of two Ray workers over one"),
+        "load": (os.getloadavg()[0], "", "processes that wanted to run, on two cores"),
+    }
+    with INPUTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "value", "unit", "what", "date"])
+        writer.writerows(
+            [name, f"{value:.5g}", unit, what, date.today().isoformat()] for name, (value, unit, what) in values.items()
+        )
+    print(INPUTS.read_text())
+
+
+# The simulation
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run: how many samples, in what shards, by which engine on how many GPUs."""
+
+    samples: int
+    shard: int
+    engine: str
+    workers: int
+    life: float = LIFE
+
+
+def simulate(setting: Setting, inputs: dict[str, float]) -> dict[str, object]:
+    """Run one setting, and return its row."""
+    import simpy
+
+    env, rng = simpy.Environment(), random.Random(0)
+    run = _Run(setting, inputs, env, rng, simpy.Resource(env, 1), simpy.Resource(env, max(1, int(STORE / inputs["write"]))))
+    workers = [env.process(_worker(run, rank)) for rank in range(setting.workers)]
+    env.run(until=env.all_of(workers))
+    hours = env.now / 3600
+    spent, useful = hours * setting.workers, setting.samples * SAMPLE / 3600
+    return {
+        **{name: getattr(setting, name) for name in ("samples", "engine", "workers", "shard")},
+        "life": f"{setting.life / 3600:.5g}",
+        **{"hours": f"{hours:.4g}", "gpu_hours": f"{spent:.4g}", "busy": f"{useful / spent:.4f}", "failures": run.failures},
+        **{"lost_gpu_hours": f"{run.lost / 3600:.4g}", "requests": REQUESTS * setting.samples // setting.shard},
+    }
+
+
+class _Run:
+    """What the workers of a run share."""
+
+    def __init__(self, setting: Setting, inputs: dict[str, float], env: Any, rng: random.Random, driver: Any, store: Any) -> None:
+        shards = setting.samples // setting.shard
+        one = setting.engine == "ray"
+        queues = [shards] if one else [len(range(rank, shards, setting.workers)) for rank in range(setting.workers)]
+        self.left, self.one = queues, one
+        self.setting, self.inputs, self.env, self.rng, self.driver, self.store = setting, inputs, env, rng, driver, store
+        self.failures, self.lost = 0, 0.0
+        self.broken = env.event()
+
+    def life(self) -> float:
+        return self.env.now + self.rng.expovariate(1 / self.setting.life)
+
+    def break_all(self) -> None:
+        """Let a failure stop every process, as torchrun and JAX do."""
+        self.broken, broken = self.env.event(), self.broken
+        broken.succeed()
+
+
+def _worker(run: _Run, rank: int) -> Iterator[Any]:
+    env, inputs, queue = run.env, run.inputs, 0 if run.one else rank
+    seconds, writing = run.setting.shard * SAMPLE, run.setting.shard * BYTES / inputs["write"]
+    yield env.timeout(inputs["start"])
+    dies, written = run.life(), env.timeout(0)
+    while run.left[queue] > 0:
+        run.left[queue] -= 1
+        if run.one:
+            with run.driver.request() as turn:
+                yield turn
+                yield env.timeout(inputs["hand_out_1000"])
+        begin, broken = env.now, run.broken
+        sampled = env.timeout(min(seconds, max(dies - begin, 0.0)))
+        yield sampled if run.one else sampled | broken
+        if env.now - begin < seconds * (1 - 1e-9):
+            yield from _fail(run, begin, broken, dies)
+            run.left[queue] += 1
+            dies = run.life()
+            continue
+        yield written  # a worker writes one shard while it samples the next
+        written = env.process(_write(run, writing))
+    yield written
+
+
+def _write(run: _Run, seconds: float) -> Iterator[Any]:
+    with run.store.request() as turn:
+        yield turn
+        yield run.env.timeout(seconds)
+
+
+def _fail(run: _Run, begin: float, broken: Any, dies: float) -> Iterator[Any]:
+    """Lose the shard of a worker; where the engine stops with it, those of all."""
+    first = not broken.triggered
+    run.failures += first
+    if first and not run.one:
+        run.break_all()
+    again = run.inputs["replace"] if run.one else run.inputs["start"] + (HEARTBEAT if run.setting.engine == "jax" else 0.0)
+    run.lost += run.env.now - begin + again
+    yield run.env.timeout(again)
+
+
+SPOT = 24 * 3600.0
+SETTINGS = [
+    *(Setting(10**6, 1000, engine, workers) for engine in ("ray", "ranks") for workers in (8, 64)),
+    *(Setting(10**9, 10**4, engine, 512, life) for life in (LIFE, SPOT) for engine in ("ray", "ranks", "jax")),
+    *(Setting(10**9, 10**4, "ray", workers) for workers in (1024, 4096)),
+]
+
+
+def simulate_all() -> None:
+    inputs = {row["name"]: float(row["value"]) for row in measured(INPUTS)}
+    rows = [simulate(setting, inputs) for setting in SETTINGS]
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(RESULTS.read_text())
+
+
+# The page
+
+
+def report() -> None:
+    """Print docs/scale.md."""
+    rows = {row["name"]: row for row in measured(INPUTS)}
+    value = {name: float(row["value"]) for name, row in rows.items()}
+    print(_HEAD.format(sample=SAMPLE * 1e3, million=1e6 * SAMPLE / 3600, billion=1e9 * SAMPLE / 3600))
+    for row in measured(RESULTS):
+        print("| " + " | ".join(map(_shown, row.values())) + " |")
+    seconds = {shard: shard * SAMPLE for shard in (1000, 10000)}
+    driver = {shard: int(each / value["hand_out_1000"]) for shard, each in seconds.items()}
+    storing = int(STORE * SAMPLE / BYTES)
+    lost = {name: seconds[10000] / 2 + value[name] for name in ("replace", "start")}
+    print(
+        _BODY.format(
+            **value,
+            HEARTBEAT=HEARTBEAT,
+            day=next(iter(rows.values()))["date"],
+            driver=driver,
+            storing=storing,
+            lost=lost,
+            life_hours=LIFE / 3600,
+            pace=4096 * lost["start"] / 3600,
+            hand_ms=value["hand_out"] * 1e3,
+            hands_ms=value["hand_out_1000"] * 1e3,
+            write_mb=value["write"] / 1e6,
+            every=LIFE / 4096 / 3600,
+            per_gpu=BYTES / SAMPLE / 1e6,
+        )
+    )
+
+
+def _shown(text: str) -> str:
+    """Return a value of a table: three digits, or all of a large number."""
+    if text.isalpha():
+        return text
+    value = float(text)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+_HEAD = """# A million samples, and a billion
+
+On paper: what many samples cost, where each engine stops to scale, and what a failure costs. The assumed network is DiT-XL/2 at
+256 x 256 with guidance, ten steps on an H100: {sample:.1f} milliseconds of the GPU for a sample. So **a million samples take
+{million:.1f} GPU hours, and a billion {billion:,.0f}**. The rest costs a percent or two, as long as there are many more shards than
+GPUs and the store keeps up.
+
+| samples | engine | GPUs | shard | life of a GPU, h | hours | GPU hours | share that samples | failures | GPU hours lost | writes |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+
+_BODY = """
+`ranks` is torchrun or accelerate launch. (`python -m benchmarks.scale simulate`, with SimPy. One run of each, seed 0.)
+
+## Formulas
+
+With S samples in a shard, c seconds of a GPU for a sample, N samples and W GPUs:
+
+- GPU hours: N c / 3600. A shard takes T = S c.
+- Storage: N x 196,608 bytes for pictures of 3 x 256 x 256 without compression: 0.2 TB for a million, 197 TB for a billion.
+- Requests: 2 N / S, a shard and its record. Reading a folder again, as every start does, costs the same number.
+- The end: the last shards finish up to T apart, so choose N / S at least ten times W.
+- A failure every M / W, where M is the life of a GPU. It costs T / 2 + r of one GPU with Ray, and W (T / 2 + s) with `ranks`,
+  where the launcher stops all and starts them again; `jax` needs up to {HEARTBEAT:.0f} seconds more to notice.
+
+## Where each engine stops to scale
+
+| engine | what is full first | at |
+|---|---|---|
+| `in_process` | the one GPU | 1 |
+| `ray` | what hands out the shards: T / {hands_ms:.1f} ms | {driver[1000]:,} GPUs; with shards of 10,000, {driver[10000]:,} |
+| `ranks`, `jax` | nothing is shared; but each rank has a fixed part, so the slowest one ends the run | the store |
+| `--backend jax` on one machine | a batch of a few samples for each device | batch / devices |
+| every one | the store: {per_gpu:.0f} MB a second for each GPU, against 20 GB in all | {storing:,} GPUs |
+
+The memory of the process that starts a run holds the label of every sample, so a billion are better made as a hundred folders of
+ten million, each with its own seed.
+
+## What a failure costs
+
+One GPU of 4096 fails every {every:.0f} hours. With Ray that costs {lost[replace]:.0f} seconds of one GPU. With `ranks` all stop,
+and it costs {pace:.0f} GPU hours: little beside {every:.0f} hours of 4096. On spot machines that live for a day, one of 512 goes
+every three minutes. There take Ray, or shards of a tenth: `ranks` and `jax` lose a third and more. Finished shards are never lost.
+
+## What was measured, and what is assumed
+
+| | | |
+|---|---|---|
+| a process from its start to its first shard (bundled model) | {start:.0f} s; {start_processor:.1f} s of the processor | measured |
+| Ray hands out a shard | {hand_ms:.2f} ms; {hands_ms:.1f} ms while 998 workers wait for room | measured |
+| from the death of a Ray worker until another has the model | {replace:.0f} s | measured |
+| a shard of 64 MiB to the disk | {write_mb:.0f} MB/s | measured |
+| two Ray workers against one, shards a second | {scaling:.2f} | measured, on two cores |
+| a call of DiT-XL/2 | 118.6 billion multiply-adds | Peebles and Xie, arXiv 2212.09748 |
+| an H100 | 989 TFLOP/s in bfloat16, of which 40 % are used | NVIDIA's data sheet; the share is a guess |
+| the life of a GPU | {life_hours:,.0f} hours: 419 failures of 16,384 in 54 days | Llama 3, arXiv 2407.21783 |
+| the store | 20 GB/s for all together | a guess; an object store takes 3,500 writes a second for each prefix (AWS) |
+
+Measured on {day} on two virtual cores of an x86 CPU that were busy with other work (a load of {load:.0f}), so the seconds of
+the wall are several times those of an idle machine. Four workers were not timed: there were two cores. (`python -m
+benchmarks.scale measure`)"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["measure", "simulate", "report"])
+    parser.add_argument("--rounds", type=int, default=3, help="of each measurement; the median is written")
+    parser.add_argument("--num", type=int, default=320, help="samples of each run on Ray")
+    arguments = parser.parse_args()
+    parts: dict[str, Callable[[], None]] = {"simulate": simulate_all, "report": report}
+    parts.get(arguments.what, lambda: measure(arguments.rounds, arguments.num))()
+
+
+if __name__ == "__main__":
+    main()
