@@ -82,7 +82,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path) 
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     command = [sys.executable, "-W", "error", str(ROOT / "tests" / "killed.py"), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     kills = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines() if line.split()[0] in FORMATS}
     assert min(kills.values()) >= 6

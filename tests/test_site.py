@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 import deis
-from benchmarks import anime64, calibration, cut, default, figures, guide, methods, round_trip
+from benchmarks import anime64, calibration, cut, default, figures, guide, methods, round_trip, scale
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -98,6 +98,7 @@ MADE: dict[str, tuple[ModuleType, Callable[[], None]]] = {
     "calibration.md": (calibration, calibration.report),
     "cut.md": (cut, cut.report),
     "encode.md": (round_trip, round_trip.page),
+    "scale.md": (scale, scale.report),
 }
 
 

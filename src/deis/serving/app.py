@@ -35,6 +35,8 @@ MOST_BYTES = 1 << 16
 """The most bytes of a request's body."""
 _HUNG = 5.0
 """Seconds after the limit at which a request is answered without the engine, whose network does not come back."""
+_LAST_ANSWERS = 10
+"""Seconds in which the last answers are sent, at the end."""
 _ABOUT = """deis serve: samples of a diffusion model, each request with its own plan, in one running batch.
 
 POST /v1/generate  {"nfe": 10, "class": 7, "seed": 0} and method, options, prompt, guidance, num, format (png or npy)
@@ -203,20 +205,27 @@ def launch(app: FastAPI, engine: Engine, listener: socket.socket, grace: float) 
     RuntimeError
         If the web server does not start, or ends by itself.
     """
-    config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    web = threading.Thread(target=server.run, args=([listener],), name="deis web", daemon=True)
+    config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_ANSWERS)
+    server, ended = uvicorn.Server(config), threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
+    web = threading.Thread(target=run, name="deis web", daemon=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end the wait below by KeyboardInterrupt
     try:
         engine.start()
         web.start()
-        while web.is_alive() and not server.started:
-            web.join(0.02)
+        while not (server.started or ended.wait(0.02)):  # no join: until Python 3.13, one that is interrupted counts as done
+            pass
         if not server.started:
             raise RuntimeError("the web server did not start; what it says above is why")
         host, port = listener.getsockname()[:2]
         print(f"deis serve is at http://{f'[{host}]' if ':' in host else host}:{port}/; press Ctrl+C to end it", flush=True)
-        web.join()
+        ended.wait()
         raise RuntimeError("the web server ended by itself; what it says above is why")
     except KeyboardInterrupt:
         print(f"finishing what was accepted, for at most {grace:g} s; press Ctrl+C again to end at once", flush=True)
