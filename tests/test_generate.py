@@ -141,6 +141,23 @@ def test_the_first_of_two_workers_wins(tmp_path: Path, monkeypatch: pytest.Monke
     assert deis.verify_samples(job.out).ok
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links_does_too(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(tmp_path / "a")
+
+    def refused(*paths: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refused)
+    generate(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    (tmp_path / "b" / "records" / "00000.json").unlink()
+    (tmp_path / "b" / "00000.npz").write_text("mine")
+    with pytest.raises(ValueError, match="it was left as it is"):
+        generate(tmp_path / "b")
+    assert (tmp_path / "b" / "00000.npz").read_text() == "mine"
+
+
 # --- what is made ---------------------------------------------------------------------------------------------------------
 
 

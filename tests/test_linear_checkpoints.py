@@ -51,7 +51,7 @@ def test_cld_sgm_is_the_original(tmp_path: Path, kind: str, options: dict[str, A
     assert isinstance(network, PretrainedLinear)
     assert (network.predicts, network.shape) == ("score", (3, *(expected["u"].shape[-2:])))
     u, t = torch.from_numpy(expected["u"]), torch.from_numpy(expected["t"])
-    found = network(u, t.float()).numpy()
+    found = network.conditional().model(u, t.float()).numpy()
     size = np.abs(expected["score"]).max(axis=(1, 2, 3), keepdims=True)
     np.testing.assert_allclose(found[:, 3:] / size, expected["score"] / size, rtol=0, atol=1e-5)
     sde, floor = network.sde, 1e-9 if kind == "cifar10" else 1e-6
@@ -76,7 +76,9 @@ def test_gddim_is_the_original(tmp_path: Path) -> None:
         assert (network.predicts, network.shape) == ("R", (3, 32, 32))
         theirs = np.moveaxis(expected[name], (-1, -2), (1, 2))  # (batch, block, channel, height, width)
         wanted = np.einsum("ij,bjchw->bichw", rotation(network.sde), theirs).reshape(3, 6, 32, 32)
-        np.testing.assert_allclose(network(u, t).numpy(), wanted, rtol=0, atol=(1e-4 if mixed else 1e-10) * np.abs(wanted).max())
+        np.testing.assert_allclose(
+            network.conditional().model(u, t).numpy(), wanted, rtol=0, atol=(1e-4 if mixed else 1e-10) * np.abs(wanted).max()
+        )
     # its R is on a grid of int(1 / 1e-5) = 99999 steps, so its times are off by 1e-5 of themselves; test_the_rotation... is exact
     ours = network.sde.K(expected["ts"]) @ rotation(network.sde)
     np.testing.assert_allclose(ours, expected["R"], rtol=0, atol=1e-4)
@@ -90,7 +92,7 @@ def test_gddim_of_blurring_is_the_original(tmp_path: Path) -> None:
     network = deis.load_model(tmp_path / "checkpoint_7", dtype="float64", sde="blurring", size=32)
     assert (network.predicts, network.shape) == ("R", (3, 32, 32))
     u, t = torch.from_numpy(np.moveaxis(expected["u"], -1, 1).copy()), torch.from_numpy(expected["t"])
-    np.testing.assert_allclose(network(u, t).numpy(), np.moveaxis(expected["eps"], -1, 1), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(network.conditional().model(u, t).numpy(), np.moveaxis(expected["eps"], -1, 1), rtol=0, atol=1e-10)
     sde, start = network.sde, np.cos(np.pi / 2 * 0.004 / 1.008)
     np.testing.assert_allclose(start * sde.psi(expected["ts"], 0.0), expected["mean"][..., 0], rtol=0, atol=1e-9)
     deviation = np.broadcast_to(expected["std"][:, None, None], (5, 32, 32))
@@ -132,7 +134,7 @@ def test_the_score_of_cld_sgm(tmp_path: Path, kind: str) -> None:
         L = torch.from_numpy(np.linalg.cholesky(Sigma)[:, 1, 1]).float()[:, None, None, None]
         share = torch.from_numpy(Sigma[:, 1, 1]).float()[:, None, None, None]
         wanted = -(network(X, TIMES) / L) - mixed * X[:, 3:] / share
-        found = loaded(X, TIMES)
+        found = loaded.conditional().model(X, TIMES)
         torch.testing.assert_close(found[:, 3:], wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
         assert loaded.shape == (3, 32, 32)
     assert loaded.sde.name == sde.name
@@ -197,7 +199,7 @@ def test_gddim_of_blurring_in_flax(tmp_path: Path) -> None:
     wanted = network(x, 999 * TIMES)
     (tmp_path / "checkpoint_7").write_bytes(flax_of(w, network.modules))
     loaded = deis.load_model(tmp_path / "checkpoint_7", sde="blurring", size=32, blur=4.0)
-    torch.testing.assert_close(loaded(x, TIMES), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loaded.conditional().model(x, TIMES), wanted, rtol=0, atol=1e-5)
     assert (loaded.predicts, loaded.sde.t_end) == ("R", 1e-5)
     assert loaded.sde.name == "Blurring((32, 32), 4.0, 0.001, 0.004)"
     ratio = np.tan(np.pi / 2 * (loaded.sde.t_start + 0.004) / 1.008) - np.tan(np.pi / 2 * 0.004 / 1.008)

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from scipy import ndimage
 
 import deis
 from deis.backends import backend_of
+from deis.cli import main
 from deis.linear.dct import from_frequencies, to_frequencies
 from deis.linear.denoiser import PretrainedLinear, reader_of
 from deis.linear.space import space_of
@@ -288,7 +290,7 @@ def test_a_trained_folder_runs_in_torch_and_jax(tmp_path: Path) -> None:
     assert in_torch.shape == (1, 28, 28)
     assert in_torch.sde.name == CLD.name
     z = rng.standard_normal((3, 2, 28, 28)).astype(np.float32)
-    outputs = [model(*values) for model, *values in [
+    outputs = [model.conditional().model(*values) for model, *values in [
         (in_torch, torch.from_numpy(z), torch.full((3,), 0.3)), (in_jax, jnp.asarray(z), jnp.full(3, 0.3))
     ]]  # fmt: skip
     assert outputs[0].shape == (3, 2, 28, 28)
@@ -300,6 +302,20 @@ def test_a_trained_folder_runs_in_torch_and_jax(tmp_path: Path) -> None:
         in_torch.conditional([0, 10])
     with pytest.raises(ValueError, match="needs labels"):
         in_torch.conditional(guidance=2.0)
+
+
+def test_a_network_of_frequencies_is_refused_where_scalar_schedules_are_wanted(tmp_path: Path) -> None:
+    network, z = deis.load_model("mnist-blurring"), torch.zeros(1, 1, 28, 28)
+    plan = deis.make_plan(deis.VPSDE.linear(), nfe=2)
+    for model in (network, network.conditional()):
+        with pytest.raises(TypeError, match="model must be a function"):
+            deis.sample(plan, model, z)
+    with pytest.raises(ValueError, match=r"a linear SDE, which runs in Python only, by deis.sample_linear"):
+        deis.generate(tmp_path / "samples", 2, model="mnist-blurring")
+    for command in (["sample", "--out", str(tmp_path / "x.png")], ["serve", "--port", "0"], ["evaluate"]):
+        told = CliRunner().invoke(main, [*command, "--model", "mnist-blurring"])
+        assert told.exit_code != 0
+        assert "a linear SDE, which runs in Python only, by deis.sample_linear" in told.output
 
 
 @pytest.mark.parametrize("name", ["cld", "psld", "blurring"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from ..linear.denoiser import scalar_only
 from ..model.load import load_model
 from ..model.pretrained import Pretrained
 from ..model.weights import weights_digest
@@ -107,7 +108,7 @@ def load(
     key = repr((model, backend, device, dtype, sorted(load_options.items())))
     found = _LOADED.get(key)
     if found is None:
-        found = _LOADED[key] = load_model(model, backend, device, dtype, **load_options)
+        found = _LOADED[key] = scalar_only(load_model(model, backend, device, dtype, **load_options))
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..arguments import kind, shown
+from ..linear.denoiser import scalar_only
 from ..model.load import load_model
 from ..model.pretrained import Pretrained
 
@@ -86,7 +87,7 @@ class Library:
         key = BUNDLED if path is None else str(path)
         with self._lock:
             if key not in self._loaded:
-                self._loaded[key] = load_model(path)
+                self._loaded[key] = scalar_only(load_model(path))
                 while len(self._loaded) > _KEPT:
                     self._loaded.pop(next(iter(self._loaded)))
             return self._loaded[key]

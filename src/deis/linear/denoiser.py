@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..arrays import Array
 from ..backends import backend_of
 from ..model.mixture import EVERYWHERE
 from ..model.predictions import Denoiser, Level, Predictor, check_model, coefficients
-from ..model.pretrained import Network, check_unguided, classes, guided_classes, unlabelled, without_labels
+from ..model.pretrained import Network, Pretrained, check_unguided, classes, guided_classes, unlabelled, without_labels
 from .plan import PREDICTS, LinearPlan
 from .sde import LinearSDE, check_sde
 from .space import Space
@@ -133,7 +134,7 @@ class LinearDenoiser:
 
 @dataclass(frozen=True)
 class PretrainedLinear:
-    """A trained network of a linear SDE, which `deis.load_model` returns: model(x, t) is its output without a class.
+    """A trained network of a linear SDE, which `deis.load_model` returns; `conditional` makes a model for `deis.sample_linear`.
 
     Attributes
     ----------
@@ -156,9 +157,6 @@ class PretrainedLinear:
     null_class: int | None
     time_scale: float
 
-    def __call__(self, x: Any, t: Any) -> Any:
-        return unlabelled(self, x, t)
-
     def conditional(
         self,
         labels: Any = None,
@@ -175,9 +173,9 @@ class PretrainedLinear:
         ValueError
             If the network has no classes, a label lies outside them, or guidance was given without labels.
         """
-        model: Callable[[Any, Any], Any] = self
         if labels is None:
             check_unguided(guidance)
+            model: Any = partial(unlabelled, self)
         else:
             model = guided_classes(self, *classes(self, labels), guidance, rescale=rescale, interval=interval)
         return LinearDenoiser(model, self.sde, self.predicts, threshold)
@@ -188,6 +186,22 @@ class PretrainedLinear:
             return self.sde.noise(z)
         blocks = z.reshape(len(z), self.sde.shape[0], -1, *z.shape[2:])
         return self.sde.noise(backend_of(z).xp.moveaxis(blocks, 1, 0))
+
+
+def scalar_only(model: Pretrained | PretrainedLinear) -> Pretrained:
+    """Return a network, for what takes those of scalar schedules alone.
+
+    Raises
+    ------
+    ValueError
+        If it is one of a linear SDE.
+    """
+    if isinstance(model, PretrainedLinear):
+        raise ValueError(
+            f"model is a network of {model.sde.name}, a linear SDE, which runs in Python only, by deis.sample_linear (see "
+            "docs/linear.md); name one of a scalar schedule"
+        )
+    return model
 
 
 class Reading(NamedTuple):

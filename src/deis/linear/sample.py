@@ -15,7 +15,7 @@ from ..machine import run_rows
 from ..model.predictions import Denoiser, check_model
 from ..model.pretrained import Pretrained
 from ..run.options import Options, not_finite, observer
-from .denoiser import LinearDenoiser, Reader, level_of, reader_of
+from .denoiser import LinearDenoiser, PretrainedLinear, Reader, level_of, reader_of
 from .plan import LinearPlan
 from .sde import check_blocks
 from .space import combine_frequencies, prepared_blocks, space_of
@@ -26,7 +26,7 @@ _READ = ("see", "linear", "gain", "inverse", "data")
 
 def sample_linear(
     plan: LinearPlan,
-    model: Callable[[Any, Any], Any] | LinearDenoiser,
+    model: Callable[[Any, Any], Any] | LinearDenoiser | PretrainedLinear,
     x_T: Any,
     *,
     velocity: bool = False,
@@ -80,6 +80,8 @@ def sample_linear(
             f"model is a {type(model).__name__}, a network of a scalar schedule, and the plan is of {plan.schedule}; give "
             "deis.LinearDenoiser(model, sde), which is a network of this SDE"
         )
+    if isinstance(model, PretrainedLinear):
+        model = model.conditional()
     if not isinstance(model, LinearDenoiser):
         check_model("model", model)
     check_blocks("x_T", x_T, plan.basis, plan.shape)
