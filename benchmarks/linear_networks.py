@@ -130,7 +130,7 @@ def figure(args: argparse.Namespace) -> None:
     for axes, (one, nfe) in zip(picture.subplots(len(shown), 1), shown, strict=True):
         digits = samples(one, 2, nfe, args.num, args.work)[:10, 0]
         axes.imshow(digits.transpose(0, 1).reshape(28, 280), cmap="gray", vmin=-1, vmax=1)
-        axes.set_ylabel(f"{one.name}{', ' * bool(one.K)}{one.K}\n{nfe} calls", rotation=0, ha="right", va="center", fontsize=8)
+        axes.set_ylabel(f"{one.name}\n{one.K}{', ' * bool(one.K)}{nfe} calls", rotation=0, ha="right", va="center", fontsize=7)
         axes.set(xticks=[], yticks=[])
     picture.savefig(FIGURE, dpi=110)
 
