@@ -20,7 +20,8 @@ averaged with their starting point (Wortsman et al., arXiv 2109.01903). The resu
 The bundled MNIST model took 12,000 steps, up to 5,500 of them with --lr 2e-3, and continued with --steps 21500 --decay 0.45; then
 --teacher with --steps 1200 --lr 5e-4 --decay 0.9 --share 0.75. training/losses.csv has the losses of the first part,
 docs/network.md what the network is good for. With --sde the network is one of another diffusion, see training/diffusions.py: the
-bundled one of blurring took --sde blurring --bfloat16 --steps 4500 --decay 0.5 (training/losses_blurring.csv). With --device cuda every step is one CUDA graph.
+bundled one of blurring took --sde blurring --bfloat16 --steps 4500 --decay 0.5 (training/losses_blurring.csv).
+With --device cuda every step is one CUDA graph.
 The state of the training is saved every few minutes; the same command continues from there, and a longer --steps prolongs it.
 """
 
