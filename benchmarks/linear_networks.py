@@ -9,7 +9,7 @@ python -m benchmarks.linear_networks --data mnist.npz
 Frechet distance of --num samples to the 10,000 test images, and the share of the class asked for, by the classifier of
 benchmarks/quality.py, for exponential Adams of order 0 to 3 at 10, 20 and 50 evaluations; classes in turn, no guidance. "vp by
 Langevin" is the VP network run through critically damped Langevin by `deis.LinearDenoiser`. It writes
-benchmarks/results/linear_networks.csv and docs/figures/linear-networks.png. Samples are kept in --work, and a run goes on from
+benchmarks/results/linear_networks.csv and docs/linear-networks.png. Samples are kept in --work, and a run goes on from
 there.
 """
 
@@ -35,7 +35,7 @@ from deis.linear.denoiser import PretrainedLinear
 from .quality import asked, classifier, distance, load, right
 
 RESULTS = Path(__file__).parent / "results" / "linear_networks.csv"
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "linear-networks.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "linear-networks.png"
 BUDGETS, DEGREES, BATCH = (10, 20, 50), (0, 1, 2, 3), 125
 Sampler = Callable[[int, int, Tensor, np.ndarray], Tensor]
 """(degree, nfe, z of (batch, 2, 28, 28), labels) -> samples."""

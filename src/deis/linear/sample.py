@@ -75,18 +75,7 @@ def sample_linear(
         not finite.
     """
     kind("plan", plan, LinearPlan, "a deis.LinearPlan, as deis.make_linear_plan returns (deis.sample runs a deis.Plan),")
-    if isinstance(model, Denoiser | Pretrained):
-        raise TypeError(
-            f"model is a {type(model).__name__}, a network of a scalar schedule, and the plan is of {plan.schedule}; give "
-            "deis.LinearDenoiser(model, sde), which is a network of this SDE"
-        )
-    if isinstance(model, PretrainedLinear):
-        model = model.conditional()
-    if not isinstance(model, LinearDenoiser):
-        check_model("model", model)
-    check_blocks("x_T", x_T, plan.basis, plan.shape)
-    if isinstance(model, LinearDenoiser) and plan.basis == "block" and x_T.ndim < 3:
-        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, and a LinearDenoiser takes (k, batch, channels, ...); add that axis")
+    model = _fitting(plan, model, x_T)
     flags = {"velocity": velocity, "trajectory": trajectory, "check_finite": check_finite, "grad": grad}
     for name, value in flags.items():
         flag(name, value)
@@ -105,6 +94,23 @@ def sample_linear(
     if velocity or plan.basis == "dct":
         return out
     return out[:, 0] if trajectory else out[0]
+
+
+def _fitting(plan: LinearPlan, model: Any, x_T: Any) -> Any:
+    """Return a model, checked beside the plan and the state; a network of the SDE without a class."""
+    if isinstance(model, Denoiser | Pretrained):
+        raise TypeError(
+            f"model is a {type(model).__name__}, a network of a scalar schedule, and the plan is of {plan.schedule}; give "
+            "deis.LinearDenoiser(model, sde), which is a network of this SDE"
+        )
+    if isinstance(model, PretrainedLinear):
+        model = model.conditional()
+    if not isinstance(model, LinearDenoiser):
+        check_model("model", model)
+    check_blocks("x_T", x_T, plan.basis, plan.shape)
+    if isinstance(model, LinearDenoiser) and plan.basis == "block" and x_T.ndim < 3:
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, and a LinearDenoiser takes (k, batch, channels, ...); add that axis")
+    return model
 
 
 def _run_eager(plan: LinearPlan, reader: Reader, x_T: Any, options: Options) -> Any:
