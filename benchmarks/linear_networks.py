@@ -30,7 +30,7 @@ from torch import Tensor
 
 import deis
 from deis.files import replacing
-from deis.linear.denoiser import PretrainedLinear
+from deis.linear.pretrained import PretrainedLinear
 
 from .quality import asked, classifier, distance, load, right
 

@@ -19,7 +19,7 @@ from flax.serialization import msgpack_serialize
 from numpy.typing import NDArray
 
 import deis
-from deis.linear.denoiser import PretrainedLinear
+from deis.linear.pretrained import PretrainedLinear
 from deis.model.checkpoints import linear_sdes
 from deis.model.checkpoints.flax_files import _leaf
 from deis.model.checkpoints.linear_sdes import load_linear_sde, rotation

@@ -23,7 +23,8 @@ import deis
 from deis.backends import backend_of
 from deis.cli import main
 from deis.linear.dct import from_frequencies, to_frequencies
-from deis.linear.denoiser import PretrainedLinear, reader_of
+from deis.linear.pretrained import PretrainedLinear
+from deis.linear.reader import reader_of
 from deis.linear.space import space_of
 from deis.model.predictions import output_of
 
@@ -111,6 +112,17 @@ def test_it_is_asked_at_the_noise_level_of_the_best_linear_estimate() -> None:
         assert schedule.rho(level.t) == pytest.approx(np.clip(wanted, low, high), rel=1e-9)
         assert spread < 1.2  # never more noise than the network knows
     assert asked[0][0].sigma == pytest.approx(float(schedule.sigma(0.8)), rel=1e-12)
+
+
+@pytest.mark.parametrize(("basis", "shape"), [("block", (1, 1)), ("dct", (3,))])
+def test_rho_of_one_block_is_sigma_over_alpha(basis: str, shape: tuple[int, ...]) -> None:
+    def beta(t: float) -> Array:
+        return np.full(shape, 0.1 + 19.9 * t)
+
+    vp, t = deis.VPSDE.linear(0.1, 20), np.geomspace(2e-3, 1, 7)
+    found = deis.LinearSDE(lambda t: -beta(t) / 2, lambda t: beta(t) ** 0.5, basis=basis).rho(t)
+    assert found.shape == (7, *(shape if basis == "dct" else ()))
+    np.testing.assert_allclose(found, np.broadcast_to(vp.rho(t).reshape(7, *(1,) * (found.ndim - 1)), found.shape), rtol=1e-11)
 
 
 def test_frameworks_agree_inside_jit_too() -> None:
@@ -234,6 +246,11 @@ def test_plans_and_states_that_do_not_fit_are_refused() -> None:
     model = deis.LinearDenoiser(lambda x, t: x, CLD, "L")
     with pytest.raises(ValueError, match="made for PSLD"):
         deis.sample_linear(deis.make_linear_plan(PSLD, "tab0", 2), model, Z)
+    faster = deis.CLD(lambda t: 5.0)  # whose name says no more of its speed than that of any other function
+    with pytest.raises(ValueError, match="take one SDE"):
+        deis.sample_linear(
+            deis.make_linear_plan(deis.CLD(lambda t: 4.0), "tab0", 2), deis.LinearDenoiser(lambda x, t: x, faster, "v"), Z
+        )
     with pytest.raises(ValueError, match=r"make it with make_linear_plan\(..., predicts='L'\)"):
         deis.sample_linear(deis.make_linear_plan(CLD, "tab0", 2), model, Z)
     with pytest.raises(ValueError, match=r"takes \(k, batch, channels, ...\)"):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 import deis
 from deis.machine import run_rows
 
+from .fuzz import check_fuzzed
 from .linear_oracle import mixture, model_of
 from .oracle import two_modes
 from .test_no_silence import JUNK, accepted
@@ -260,18 +261,7 @@ def test_files_round_trip(tmp_path: Path, plan: deis.LinearPlan) -> None:
 @given(st.data())
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "plan.json"
-    IN_DCT.save(path)
-    text = path.read_bytes()
-    i, byte = data.draw(st.integers(0, len(text) - 2)), bytes([data.draw(st.integers(0, 255))])
-    middle = data.draw(st.sampled_from([b"", byte, byte + text[i : i + 1]]))
-    path.write_bytes(text[:i] + middle + (text[i + 1 :] if data.draw(st.booleans()) else b""))
-    try:
-        plan = deis.LinearPlan.load(path)
-    except ValueError as error:
-        assert "plan.json" in str(error)  # noqa: PT017
-    else:
-        assert plan == IN_DCT
+    check_fuzzed(data, IN_DCT, deis.LinearPlan.load, tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from deis.linear.runge_kutta import NESTED, STAGES
 from deis.methods.clocks import CLOCKS
 from deis.quadrature import lagrange_integrals
 
+from .fuzz import check_fuzzed
 from .linear_oracle import mixture, model_of
 
 Array = NDArray[np.float64]
@@ -274,18 +275,7 @@ def test_a_file_of_the_first_version_loads() -> None:
 @given(st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_fuzzed_files_are_refused(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "plan.json"
-    IN_DCT.save(path)
-    text = path.read_bytes()
-    i, byte = data.draw(st.integers(0, len(text) - 2)), bytes([data.draw(st.integers(0, 255))])
-    middle = data.draw(st.sampled_from([b"", byte, byte + text[i : i + 1]]))
-    path.write_bytes(text[:i] + middle + (text[i + 1 :] if data.draw(st.booleans()) else b""))
-    try:
-        plan = deis.LinearPlan.load(path)
-    except ValueError as error:
-        assert "plan.json" in str(error)  # noqa: PT017
-    else:
-        assert plan == IN_DCT
+    check_fuzzed(data, IN_DCT, deis.LinearPlan.load, tmp_path / "plan.json")
 
 
 def changed(name: str, place: Any, value: Any) -> dict[str, Any]:

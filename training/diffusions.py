@@ -90,7 +90,7 @@ def vp(beta_0: float = 0.01, beta_1: float = 20.0, t_end: float = 1e-3) -> Diffu
 def linear(sde: deis.LinearSDE, schedule: dict[str, Any]) -> Diffusion:
     """Return the diffusion of a linear SDE: of blocks, or of frequencies, where rho is that of the lowest."""
     times = np.geomspace(sde.t_end, sde.t_start, 2000)
-    known = np.log(rho(sde, times).reshape(len(times), -1)[:, 0])
+    known = np.log(sde.rho(times).reshape(len(times), -1)[:, 0])
 
     def pair(log_rho: Tensor, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         t = np.exp(np.interp(log_rho.cpu().numpy(), known, np.log(times)))
@@ -101,20 +101,11 @@ def linear(sde: deis.LinearSDE, schedule: dict[str, Any]) -> Diffusion:
     return Diffusion(schedule, channels, float(known[0]), float(known[-1]), pair)
 
 
-def rho(sde: deis.LinearSDE, t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the deviation of the noise in the best linear estimate of x_0: (a^T Sigma^-1 a)^(-1/2)."""
-    a, Sigma = sde.psi(t, 0.0), sde.Sigma(t)
-    if sde.basis == "dct":
-        return np.asarray(np.sqrt(Sigma) / np.abs(a))
-    a = a[..., :, 0]
-    return np.asarray(np.einsum("ti,tij,tj->t", a, np.linalg.inv(Sigma), a) ** -0.5)
-
-
 def of_blocks(sde: deis.LinearSDE, t: NDArray[np.float64], x_0: Tensor) -> tuple[Tensor, Tensor]:
     """Return the state of (batch, k, height, width), whose blocks are channels, and v."""
     a, L = sde.psi(t, 0.0)[:, :, 0], sde.K(t, "L")
     estimate = np.linalg.solve(a[:, :, None] * a[:, None, :] + sde.Sigma(t), a[:, :, None])[:, :, 0]
-    c = np.sqrt(1 - np.einsum("ti,ti->t", a, estimate))
+    c = (1 + sde.rho(t) ** -2) ** -0.5
     a_, L_, estimate_, c_ = (torch.from_numpy(values).float().to(x_0.device) for values in (a, L, estimate, c))
     z = torch.randn(len(x_0), len(a[0]), *x_0.shape[2:], device=x_0.device)
     u = a_[:, :, None, None] * x_0 + torch.einsum("bij,bjhw->bihw", L_, z)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..generation.job import load as load_once
 from ..grids import PHASES
-from ..linear.denoiser import scalar_only
+from ..linear.pretrained import scalar_only
 from ..methods import make_plan
 from ..methods.registry import names
 from ..model.load import read_options

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ..linear.denoiser import scalar_only
+from ..linear.pretrained import scalar_only
 from ..model.load import load_model
 from ..model.pretrained import Pretrained
 from ..model.weights import weights_digest

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..arguments import kind, shown
-from ..linear.denoiser import scalar_only
+from ..linear.pretrained import scalar_only
 from ..model.load import load_model
 from ..model.pretrained import Pretrained
 

@@ -1,23 +1,19 @@
-"""Networks of linear SDEs by what they predict; and networks of scalar schedules, which need no training to become one."""
+"""What networks of linear SDEs predict; and networks of scalar schedules, which need no training to become one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..arguments import function, one_of
 from ..arrays import Array
-from ..backends import backend_of
-from ..model.mixture import EVERYWHERE
-from ..model.predictions import Denoiser, Level, Predictor, check_model, coefficients
-from ..model.pretrained import Network, Pretrained, check_unguided, classes, guided_classes, unlabelled, without_labels
+from ..model.predictions import Denoiser, Level, check_model, coefficients
+from ..model.pretrained import without_labels
 from .plan import PREDICTS, LinearPlan
 from .sde import LinearSDE, check_sde
-from .space import Space
 
 _OF_DATA = ("v", "x0")
 
@@ -96,7 +92,7 @@ class LinearDenoiser:
         ValueError
             If the plan is of another SDE, or wants another prediction than the network makes.
         """
-        if plan.schedule != self.sde.name:
+        if plan.schedule != self.sde.name or not np.allclose(plan.alpha[0], self.sde.psi(plan.t[0], 0.0), rtol=1e-9, atol=0):
             raise ValueError(f"the plan was made for {plan.schedule}, and the model is one of {self.sde.name}; take one SDE")
         if self.predicts in PREDICTS:
             if plan.predicts != self.predicts:
@@ -106,17 +102,15 @@ class LinearDenoiser:
                 )
             return None
         t = plan.t[:-1]
-        psi, Sigma = self.sde.psi(t, 0.0), self.sde.Sigma(t)
+        psi, Sigma, rho = self.sde.psi(t, 0.0), self.sde.Sigma(t), self.sde.rho(t)
         root = -Sigma if plan.predicts == "score" else self.sde.K(t, plan.predicts)
         inverse = self.sde.algebra.inverse(root)
         if self.sde.basis == "dct":
             return [self._of_frequencies(*row) for row in zip(t.tolist(), psi, Sigma, inverse, strict=True)]
-        return [self._of_blocks(*row) for row in zip(t.tolist(), psi[:, :, 0], Sigma, inverse, strict=True)]
+        return [self._of_blocks(*row) for row in zip(t.tolist(), psi[:, :, 0], Sigma, rho.tolist(), inverse, strict=True)]
 
-    def _of_blocks(self, t: float, a: Array, Sigma: Array, inverse: Array) -> Reading:
-        pull = np.linalg.solve(Sigma, a)
-        s = float(a @ pull)
-        rho = s**-0.5
+    def _of_blocks(self, t: float, a: Array, Sigma: Array, rho: float, inverse: Array) -> Reading:
+        pull, s = np.linalg.solve(Sigma, a), rho**-2
         if isinstance(self.model, Denoiser):
             level, c_x, c_m = _scalar_level(self.model, rho)
             see = level.alpha / s * pull
@@ -130,78 +124,6 @@ class LinearDenoiser:
         S = a**2 + Sigma
         linear, gain = (a / S, -np.sqrt(Sigma / S)) if self.predicts == "v" else (0 * a, np.ones_like(a))
         return Reading(Level(t, a, np.sqrt(Sigma)), None, linear, gain, inverse, -inverse * a)
-
-
-@dataclass(frozen=True)
-class PretrainedLinear:
-    """A trained network of a linear SDE, which `deis.load_model` returns; `conditional` makes a model for `deis.sample_linear`.
-
-    Attributes
-    ----------
-    net : callable
-        net(x, t, labels) -> an output of the shape of x, for x as the model of a `LinearDenoiser` takes it.
-    sde : LinearSDE
-    predicts : str
-        See `LinearDenoiser`.
-    shape : tuple of int
-        (channels, height, width) of one sample.
-    num_classes, null_class, time_scale
-        As of `deis.model.pretrained.Pretrained`.
-    """
-
-    net: Network
-    sde: LinearSDE
-    predicts: str
-    shape: tuple[int, int, int]
-    num_classes: int | None
-    null_class: int | None
-    time_scale: float
-
-    def conditional(
-        self,
-        labels: Any = None,
-        guidance: Any = 1.0,
-        *,
-        rescale: float = 0.0,
-        interval: tuple[float, float] = EVERYWHERE,
-        threshold: Callable[[Any], Any] | None = None,
-    ) -> LinearDenoiser:
-        """Return the network for given labels of shape (batch,), as `Pretrained.conditional` does.
-
-        Raises
-        ------
-        ValueError
-            If the network has no classes, a label lies outside them, or guidance was given without labels.
-        """
-        if labels is None:
-            check_unguided(guidance)
-            model: Any = partial(unlabelled, self)
-        else:
-            model = guided_classes(self, *classes(self, labels), guidance, rescale=rescale, interval=interval)
-        return LinearDenoiser(model, self.sde, self.predicts, threshold)
-
-    def noise(self, z: Any) -> Any:
-        """Return the state at which sampling starts, of standard normal z of shape (batch, channels k, height, width)."""
-        if self.sde.basis == "dct":
-            return self.sde.noise(z)
-        blocks = z.reshape(len(z), self.sde.shape[0], -1, *z.shape[2:])
-        return self.sde.noise(backend_of(z).xp.moveaxis(blocks, 1, 0))
-
-
-def scalar_only(model: Pretrained | PretrainedLinear) -> Pretrained:
-    """Return a network, for what takes those of scalar schedules alone.
-
-    Raises
-    ------
-    ValueError
-        If it is one of a linear SDE.
-    """
-    if isinstance(model, PretrainedLinear):
-        raise ValueError(
-            f"model is a network of {model.sde.name}, a linear SDE, which runs in Python only, by deis.sample_linear (see "
-            "docs/linear.md); name one of a scalar schedule"
-        )
-    return model
 
 
 class Reading(NamedTuple):
@@ -233,75 +155,3 @@ def _scalar_level(model: Denoiser, rho: float) -> tuple[Level, float, float]:
         alpha = float(sde.alpha(t))
         level = Level(t, alpha, alpha * rho)
     return level, *coefficients(model.predicts, "x0", level.alpha, level.sigma)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What the loops need from a model: reader(row, x, t) is the prediction that the plan takes.
-
-    Attributes
-    ----------
-    predictor : Predictor
-    space : Space
-    rows : list of Reading or Level
-        How each row reads the network, in float64; a Level where its output is what the plan takes.
-    as_channels : bool
-        Whether the network has the blocks one after another as channels.
-    """
-
-    predictor: Predictor
-    space: Space
-    rows: list[Any]
-    as_channels: bool
-
-    def __call__(self, row: Any, x: Any, t: Any) -> Any:
-        """Return the prediction at a state as the plan combines it, with t of shape (batch,) the time of the row's level."""
-        if isinstance(row, Reading):
-            return (self._of_frequencies if self.space.axes else self._of_blocks)(row, x, t)
-        if not self.as_channels:
-            return self.space.prediction(self.predictor, x, t, row)
-        return self._stacked(self._output(self._channels(x), t, row, x.dtype), x)
-
-    def _of_blocks(self, row: Reading, x: Any, t: Any) -> Any:
-        combine, (first, *others) = self.space.backend.combine, list(x)
-        seen = self._channels(x) if row.see is None else combine(row.see[0], first, row.see[1:], others)
-        m = self._output(seen, t, row.level, x.dtype)[:, : first.shape[1]]
-        x_0 = self._clean(combine(row.linear[0], first, [*row.linear[1:], row.gain], [*others, m]))
-        weights = zip(row.inverse, row.data, strict=True)
-        return self.space.backend.xp.stack([combine(c[0], first, [*c[1:], d], [*others, x_0]) for c, d in weights])
-
-    def _of_frequencies(self, row: Reading, x: Any, t: Any) -> Any:
-        m = self.space.enter(self._output(self.space.leave(x), t, row.level, x.dtype))
-        x_0 = row.linear * x + row.gain * m
-        if self.predictor.threshold is not None:
-            x_0 = self.space.enter(self._clean(self.space.leave(x_0)))
-        return row.inverse * x + row.data * x_0
-
-    def _output(self, seen: Any, t: Any, level: Any, dtype: Any) -> Any:
-        return self.space.backend.cast(self.predictor.output(seen, t, level), dtype)
-
-    def _clean(self, x_0: Any) -> Any:
-        threshold = self.predictor.threshold
-        return x_0 if threshold is None else self.space.backend.cast(threshold(x_0), x_0.dtype)
-
-    def _channels(self, x: Any) -> Any:
-        return self.space.backend.xp.concatenate(list(x), axis=1)
-
-    def _stacked(self, m: Any, x: Any) -> Any:
-        channels = x.shape[2]
-        return self.space.backend.xp.stack([m[:, i * channels : (i + 1) * channels] for i in range(len(x))])
-
-
-def reader_of(plan: LinearPlan, model: Any, space: Space, dtype: Any) -> Reader:
-    """Return the reader of a model, a LinearDenoiser or a function, which is given states of a dtype."""
-    if isinstance(model, LinearDenoiser):
-        rows, as_channels = model.rows(plan), plan.basis == "block"
-        predictor = Predictor(model.model, space.backend, dtype, model.threshold)
-    else:
-        rows, as_channels, predictor = None, False, Predictor(model, space.backend, dtype)
-    return Reader(predictor, space, [Level(*row[:3]) for row in plan.rows] if rows is None else rows, as_channels)
-
-
-def level_of(row: Any) -> Level:
-    """Return the level at which a row of a reader asks the network."""
-    return row.level if isinstance(row, Reading) else row

@@ -15,8 +15,10 @@ from ..machine import run_rows
 from ..model.predictions import Denoiser, check_model
 from ..model.pretrained import Pretrained
 from ..run.options import Options, not_finite, observer
-from .denoiser import LinearDenoiser, PretrainedLinear, Reader, level_of, reader_of
+from .denoiser import LinearDenoiser
 from .plan import LinearPlan
+from .pretrained import PretrainedLinear
+from .reader import Reader, level_of, reader_of
 from .sde import check_blocks
 from .space import combine_frequencies, prepared_blocks, space_of
 

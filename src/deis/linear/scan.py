@@ -13,8 +13,8 @@ from jax import Array, lax
 from ..machine import Row, advance
 from ..run.jax import Relay, raise_unless_finite
 from ..run.options import Options, observer
-from .denoiser import Reader, level_of
 from .plan import LinearPlan
+from .reader import Reader, level_of
 from .space import combine_of, flat_rows
 
 

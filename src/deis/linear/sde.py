@@ -119,6 +119,18 @@ class LinearSDE:
             return self.path.values("R", self._times("t", t, self.t_end))
         return self.algebra.root(self.Sigma(t))
 
+    def rho(self, t: ArrayLike) -> Array:
+        """Return (a^T Sigma^-1 a)^(-1/2), the deviation of the noise in the best linear estimate of x_0, of the shape of t.
+
+        The data are the first block, and a is the first column of Psi(t, 0); with basis="dct" each frequency has its own. Of one
+        block it is sigma/alpha.
+        """
+        Sigma, psi = self.Sigma(t), self.psi(t, 0.0)
+        if self.basis == "dct":
+            return np.asarray(np.sqrt(Sigma) / np.abs(psi))
+        a = psi[..., :, 0]
+        return np.asarray((a * np.linalg.solve(Sigma, a[..., None])[..., 0]).sum(axis=-1) ** -0.5)
+
     def noise(self, z: Any) -> Any:
         """Return L z at the start of sampling: the state x_T of standard normal noise z, of any framework.
 

@@ -12,8 +12,8 @@ from typing import Any
 from ..backends import backend_of
 from ..extras import needs
 from ..host import labels_like
-from ..linear.denoiser import PretrainedLinear
 from ..linear.named import CLD, PSLD, Blurring
+from ..linear.pretrained import PretrainedLinear
 from ..linear.sde import LinearSDE
 from ..plan import load_plan
 from ..sde import VPSDE, Schedule

@@ -178,9 +178,8 @@ def classes(network: ClassNetwork, labels: Any) -> tuple[Any, Any]:
         raise ValueError(f"labels must be whole numbers of shape (batch,), and have shape {labels.shape} and dtype {labels.dtype}")
     if labels.size and not (labels.min() >= 0 and labels.max() < network.num_classes):
         raise ValueError(f"labels={labels.tolist()} must lie in 0 ... {network.num_classes - 1}")
-    return labels.astype(np.int64), null_classes(
-        network, len(labels)
-    )  # data sets keep them in 8 bits, which torch does not look up
+    # data sets keep them in 8 bits, which torch does not look up
+    return labels.astype(np.int64), null_classes(network, len(labels))
 
 
 def guided_classes(network: ClassNetwork, condition: Any, null: Any, guidance: Any, **settings: Any) -> Any:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ...arguments import flag, number, one_of, shown
 from ...arrays import Array
-from ...linear.denoiser import PretrainedLinear
 from ...linear.named import CLD, Blurring
+from ...linear.pretrained import PretrainedLinear
 from ...linear.sde import LinearSDE
 from ..pretrained import Network
 from . import flax_files, score_sde, torch_files
