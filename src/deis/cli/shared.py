@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ..generation.job import load as load_once
 from ..grids import PHASES
-from ..linear.pretrained import scalar_only
 from ..methods import make_plan
 from ..methods.registry import names
 from ..model.load import read_options
@@ -160,7 +159,7 @@ def load(options: dict[str, Any], dtype: str = "float32") -> Pretrained:
     if options["backend"] == "jax" and options["device"] is not None:
         raise ValueError(f"--device {options['device']} is for torch, and JAX runs on its default device; leave it out")
     try:
-        return scalar_only(load_once(options["model"], options["backend"], options["device"], dtype, load_options))
+        return load_once(options["model"], options["backend"], options["device"], dtype, load_options)
     except TypeError as error:
         raise ValueError(f"--option: {error}") from error
 
