@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +29,7 @@ from deis.generation.engines import get_engine, in_process
 from deis.generation.formats import FORMATS
 from deis.generation.job import Job, fingerprint, missing
 from deis.generation.manifest import begin, finish
+from deis.generation.publish import clean_up
 from deis.generation.record import load_record
 
 from .shards import MODEL, PLAN, SHAPE, contents, generate, images, tiny
@@ -47,6 +50,36 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(tmp_path: Path) 
     kills = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines() if line.split()[0] in FORMATS}
     assert min(kills.values()) >= 6
     assert kills["npz"] > 20
+
+
+def test_a_clean_up_does_not_look_into_what_another_process_is_about_to_finish(tmp_path: Path) -> None:
+    living, dead = f".part.{os.getpid()}.{socket.gethostname()}.", f".part.{_dead_pid()}.{socket.gethostname()}."
+    (tmp_path / "records").mkdir()
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            for _ in range(20):
+                with tempfile.TemporaryDirectory(prefix=living, dir=tmp_path):
+                    pass
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(200):
+            for place in (tmp_path, tmp_path / "records"):
+                (place / f"{dead}x").mkdir()
+            clean_up(tmp_path)
+            assert not [path.name for place in (tmp_path, tmp_path / "records") for path in place.glob(f"{dead}*")]
+    finally:
+        stop.set()
+        worker.join()
+
+
+def _dead_pid() -> int:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
 
 
 def test_what_the_dead_left_is_removed_and_what_the_living_write_is_not(tmp_path: Path) -> None:

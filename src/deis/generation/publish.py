@@ -101,7 +101,8 @@ def is_part(path: Path) -> bool:
 
 def clean_up(folder: Path) -> None:
     """Remove what killed processes left unfinished: processes of this machine, and those of others after a day."""
-    for path in (*folder.glob(".part.*"), *folder.glob("*/.part.*")):
+    # Nothing is looked for within folders that another process may finish and remove at this moment.
+    for path in (*folder.glob(".part.*"), *(folder / "records").glob(".part.*")):
         found = _PART.fullmatch(path.name)
         if found is not None and (_dead(int(found["pid"]), found["host"]) or _age(path) > _DAY):
             shutil.rmtree(path, ignore_errors=True)
