@@ -6,7 +6,6 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..arrays import AnyArray
 from ..extras import needs
+from .threads import in_threads
 
 Label = int | str
 Labels = Sequence[Label] | None
@@ -45,9 +45,8 @@ def _name(i: int) -> str:
 
 
 def _pngs(images: AnyArray) -> list[bytes]:
-    """Return the PNG files of images, made by as many threads as there are processors: a fast network would wait for one."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(_png, images))
+    """Return the PNG files of images; a fast network would wait for one thread."""
+    return in_threads(_png, list(images))
 
 
 def _png(image: AnyArray) -> bytes:

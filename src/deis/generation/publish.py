@@ -9,10 +9,10 @@ import shutil
 import socket
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .formats import Content, size
+from .threads import in_threads
 
 _PART = re.compile(r"\.part\.(?P<pid>\d+)\.(?P<host>.+)\.[^.]+")
 _DAY = 24 * 3600.0
@@ -61,8 +61,7 @@ def _write(content: Content, path: Path) -> None:
             os.fsync(file.fileno())
         return
     path.mkdir()
-    with ThreadPoolExecutor() as pool:  # each waits for the disk
-        list(pool.map(lambda name: _write(content[name], path / name), content))
+    in_threads(lambda name: _write(content[name], path / name), list(content), wait=True)
     _to_disk(path)
 
 
