@@ -1,6 +1,7 @@
 """`deis.compile`: it gives what `deis.sample` gives, compiles once, follows its weights, and says why where it cannot."""
 
 import gc
+import re
 import shutil
 import warnings
 import weakref
@@ -16,6 +17,12 @@ import torch
 from torch import nn
 
 import deis
+from deis.backends.torch import BACKEND
+from deis.model.predictions import Predictor, conversions
+from deis.run import fused, told_for_plan
+from deis.run.eager import run_eager
+from deis.run.fused import fusing
+from deis.run.options import Options
 
 SDE = deis.VPSDE.linear()
 X_T = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
@@ -345,3 +352,63 @@ def test_nothing_is_warned_of_where_the_loop_was_captured() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert deis.compile(PLAN, net, jnp.asarray(X_T)).reason is None
+
+
+# --- sums in one kernel of a GPU ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jiterator(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Let Python compute what a kernel of the jiterator would, by its code; yield the number of states of each kernel that ran."""
+    ran: list[int] = []
+
+    def create(code: str, **defaults: float) -> Callable[..., Any]:
+        parameters, body = re.fullmatch(r"template <typename T> T \w+\((.*)\) \{ return (.*); \}", code).groups()  # type: ignore[union-attr]
+        names = [parameter.removeprefix("T ") for parameter in parameters.split(", ")]
+
+        def kernel(*states: torch.Tensor, **weights: float) -> Any:
+            assert len(states) <= 8
+            assert weights.keys() == defaults.keys()
+            ran.append(len(states))
+            return eval(body, {"fma": lambda a, b, c: torch.add(c, b, alpha=a)}, dict(zip(names, states, strict=False)) | weights)
+
+        return kernel
+
+    monkeypatch.setattr(torch.cuda.jiterator, "_create_jit_fn", create)
+    fused._kernel.cache_clear()
+    yield ran
+    fused._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("terms", range(1, 18))
+def test_a_sum_of_many_states_takes_a_kernel_for_each_eight(terms: int, jiterator: list[int]) -> None:
+    backend = fusing(BACKEND, torch.device("cpu"))
+    assert backend is not BACKEND
+    rng = np.random.default_rng(terms)
+    c_x, *c_p = rng.standard_normal(terms).tolist()
+    x, *history = torch.tensor(rng.standard_normal((terms, 2, 3)))
+    jiterator.clear()
+    found = backend.combine(c_x, x, [*c_p, 0.0, 3.0], [*history, torch.full_like(x, torch.nan)])
+    assert torch.equal(found, BACKEND.combine(c_x, x, c_p, history))
+    assert sum(jiterator) == (terms + len(jiterator) - 1 if terms > 1 else 0)
+    assert len(jiterator) == -(-(terms - 1) // 7)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_loop_of_fused_sums_gives_what_the_eager_loop_gives(case: str, jiterator: list[int]) -> None:
+    plan, model = CASES[case]
+    model, predicts, threshold = told_for_plan(model, plan, None)
+    predictor = Predictor(model, fusing(BACKEND, torch.device("cpu")), torch.float32, threshold)
+    jiterator.clear()
+    x = torch.tensor(X_T)
+    one, two = (torch.Generator().manual_seed(0) if plan.stochastic else None for _ in range(2))
+    options = Options(conversions(plan, predicts, threshold is not None), one, False, None, False, False, False, False)
+    close(run_eager(plan, predictor, x, options), eager(plan, CASES[case][1], x, two))
+    assert len(jiterator) >= plan.nfe - 1  # the last sum may have one term
+
+
+def test_where_nothing_can_be_fused_the_backend_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fusing(BACKEND, torch.device("cpu")) is BACKEND  # the jiterator refuses
+    monkeypatch.delattr(torch.cuda.jiterator, "_create_jit_fn")
+    fused._kernel.cache_clear()
+    assert fusing(BACKEND, torch.device("cpu")) is BACKEND

@@ -16,6 +16,7 @@ from ..backends import backend_of
 from ..backends.record import Backend
 from ..foreign import is_compiling
 from ..host import take
+from ..machine import Combine
 from ..plan import Plan
 from ..sde import Schedule, check_schedule
 
@@ -199,15 +200,22 @@ def factors(predicts: str, form: str, level: Any, thresholds: bool = False) -> t
     return tuple(factor for pair in pairs for factor in pair)
 
 
-def convert(m: Any, x: Any, row: Sequence[Any], threshold: Callable[[Any], Any] | None) -> Any:
-    """Return the prediction of the output m at the state x, thresholded as x_0; the factors of a row are those of `conversions`."""
-    p = _linear(m, x, row[0], row[1])
-    return p if threshold is None else _linear(threshold(p), x, row[2], row[3])
+def convert(m: Any, x: Any, row: Sequence[Any], threshold: Callable[[Any], Any] | None, combine: Combine[Any] | None = None) -> Any:
+    """Return the prediction of the output m at the state x, thresholded as x_0; the factors of a row are those of `conversions`.
+
+    `combine` adds up arrays of one dtype in the way of their framework.
+    """
+    p = _linear(m, x, row[0], row[1], combine)
+    return p if threshold is None else _linear(threshold(p), x, row[2], row[3], combine)
 
 
-def _linear(m: Any, x: Any, c_x: Any, c_m: Any) -> Any:
+def _linear(m: Any, x: Any, c_x: Any, c_m: Any, combine: Combine[Any] | None = None) -> Any:
     """Return c_x x + c_m m; m itself where the numbers say so."""
-    return m if isinstance(c_x, float) and (c_x, c_m) == (0.0, 1.0) else c_x * x + c_m * m
+    if not isinstance(c_x, float):
+        return c_x * x + c_m * m
+    if (c_x, c_m) == (0.0, 1.0):
+        return m
+    return c_x * x + c_m * m if combine is None else combine(c_x, x, (c_m,), (m,))
 
 
 def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> Any:
@@ -226,7 +234,7 @@ def prediction(backend: Backend, m: Any, x: Any, factors: Sequence[Any], thresho
 
     m may lie in a buffer that the model overwrites later, and so may what a threshold returns.
     """
-    p = convert(backend.cast(m, x.dtype), x, factors, threshold)
+    p = convert(backend.cast(m, x.dtype), x, factors, threshold, backend.combine)
     return backend.copied(backend.cast(p, x.dtype), m, threshold is not None)
 
 

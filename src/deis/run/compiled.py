@@ -6,13 +6,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..arguments import check_state, flag, function, one_of, shown, whole
 from ..backends import backend_of
-from ..backends.record import Backend
 from ..extras import needs
 from ..foreign import is_jax, is_torch, is_traced
 from ..model.predictions import check_model
@@ -43,7 +42,8 @@ class Compiled:
     reason: str | None
     shape: tuple[int, ...]
     dtype: Any
-    backend: Backend = field(repr=False)
+    array: Any = field(repr=False)
+    """torch.Tensor or jax.Array"""
     device: Any = field(repr=False)
     """In torch; None in JAX, where an array may lie on several."""
     takes_inputs: bool = field(repr=False)
@@ -66,16 +66,19 @@ class Compiled:
         TypeError, ValueError
             If x_T or inputs differ from what was compiled for, or rng is missing.
         """
-        self._check(x_T)
-        if self.plan.stochastic and rng is None:
+        own = isinstance(x_T, self.array) and x_T.shape == self.shape and x_T.dtype == self.dtype
+        if not own or (self.device is not None and x_T.device != self.device):
+            self._refuse(x_T)
+        if rng is None and self.plan.stochastic:
             raise ValueError(f"the plan {self.plan.method!r} adds noise and rng is missing; give a generator or key like x_T's")
         if inputs is not None and not self.takes_inputs:
             raise ValueError("inputs were given, and none to deis.compile; compile again with inputs= and a model made of them")
         return self.run(x_T, rng, inputs)
 
-    def _check(self, x: Any) -> None:
+    def _refuse(self, x: Any) -> NoReturn:
+        """Say what is wrong with x_T; apart from the questions, which delay every call."""
         check_state("x_T", x)
-        if backend_of(x) is not self.backend:
+        if not isinstance(x, self.array):
             raise TypeError(f"x_T is a {type(x).__name__}, and another framework was compiled for; compile again for it")
         found, wanted = (tuple(x.shape), x.dtype), (self.shape, self.dtype)
         if found != wanted:
@@ -83,8 +86,7 @@ class Compiled:
                 f"x_T has shape {found[0]} and dtype {found[1]}, and {wanted[0]} and {wanted[1]} were compiled for; compile again "
                 "for others"
             )
-        if is_torch(x) and x.device != self.device:
-            raise ValueError(f"x_T is on {x.device}, and {self.device} was compiled for; compile again, or move it there")
+        raise ValueError(f"x_T is on {x.device}, and {self.device} was compiled for; compile again, or move it there")
 
 
 def compile(
@@ -178,8 +180,8 @@ def compile(
         run = capture_jax(loop, x, inputs, mode, bool(donate))
     if reason is not None:
         warnings.warn(f"deis.compile leaves this loop eager: {reason}", stacklevel=2)
-    device = x.device if is_torch(x) else None
-    return Compiled(plan, mode, reason, tuple(x.shape), x.dtype, backend, device, inputs is not None, run)
+    array, device = (sys.modules["torch"].Tensor, x.device) if is_torch(x) else (sys.modules["jax"].Array, None)
+    return Compiled(plan, mode, reason, tuple(x.shape), x.dtype, array, device, inputs is not None, run)
 
 
 def _example(shape: Any, device: Any) -> Any:

@@ -20,6 +20,7 @@ from ..backends.torch import BACKEND
 from ..host import Kept, on_device
 from ..model.predictions import Denoiser
 from ..plan import Plan
+from .fused import fusing
 from .loop import Loop
 
 Program = Callable[[Tensor, Any, Any], Tensor]
@@ -40,7 +41,9 @@ def capture(loop: Loop, x: Tensor, inputs: Any, mode: str, channels_last: bool) 
         program: Program = loop
         if mode != "eager":
             try:
-                program = _graph(loop, *example) if mode == "cuda graph" else _compiled(loop, *example)
+                if mode == "cuda graph":
+                    return mode, None, _graph(loop, inputs, *example)
+                program = _compiled(loop, *example)
             except Exception as error:
                 told = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
                 mode, reason = "eager", f"{mode} failed with {type(error).__name__}: {told}"
@@ -52,8 +55,7 @@ def _runner(plan: Plan, program: Program, layout: Any, inputs: Any) -> Callable[
         # Compiled code is for tensors without gradients, outside of inference mode: others would compile it again.
         with torch.inference_mode(False), torch.no_grad():
             x = _plain(x_T, x_T.device).contiguous(memory_format=layout)
-            values = [_plain(v, x.device) for v in _leaves(inputs if given is None else given)]
-            _check_inputs(values, [torch.as_tensor(v) for v in _leaves(inputs)])
+            values = _given_inputs(given, inputs, x.device)
             return program(x, _drawn(plan, x, rng), _refilled(inputs, iter(values)))
 
     return run
@@ -85,11 +87,19 @@ def _refilled(tree: Any, leaves: Iterator[Tensor]) -> Any:
     return None if tree is None else next(leaves)
 
 
-def _check_inputs(found: list[Tensor], own: list[Tensor]) -> None:
-    """Raise ValueError unless inputs have the shapes and dtypes of those that were compiled for."""
-    told = [[(tuple(v.shape), v.dtype) for v in values] for values in (found, own)]
+def _given_inputs(given: Any, own: Any, device: Any) -> list[Tensor]:
+    """Return the arrays of inputs on a device, or if none are given of those that were compiled for.
+
+    Raises
+    ------
+    ValueError
+        Unless they have the shapes and dtypes of those.
+    """
+    values = [_plain(v, device) for v in _leaves(own if given is None else given)]
+    told = [[(tuple(v.shape), v.dtype) for v in arrays] for arrays in (values, [torch.as_tensor(v) for v in _leaves(own)])]
     if told[0] != told[1]:
         raise ValueError(f"inputs have the shapes and dtypes {told[0]}, and {told[1]} were compiled for; compile again for others")
+    return values
 
 
 def _drawn(plan: Plan, x: Tensor, rng: Any) -> Tensor | None:
@@ -128,30 +138,45 @@ def _compiled(loop: Loop, *example: Any) -> Program:
 
 @dataclass(frozen=True, eq=False)
 class _Graph:
-    """A captured loop, with the memory that it reads and writes."""
+    """A captured loop, with the memory that it reads and writes: graph(x_T, rng, inputs) -> x_0."""
 
     graph: torch.cuda.CUDAGraph
-    slots: tuple[Any, ...]
-    """x, the noise and the inputs"""
+    plan: Plan
+    inputs: Any
+    """Those that were compiled for."""
+    x: Tensor
+    """Where x_T lies."""
+    rest: list[Tensor]
+    """Where the noise and the inputs lie."""
     x_0: Tensor
     owns: tuple[Any, ...]
     """What must live as long as the graph: the loop with its model, and what was copied from the host."""
+    device: torch.cuda.device
     lock: Lock
     done: torch.cuda.Event
 
-    def __call__(self, *values: Any) -> Tensor:
-        with self.lock, torch.cuda.device(self.x_0.device):
+    def __call__(self, x_T: Tensor, rng: Any, given: Any) -> Tensor:
+        # The device has nothing to do until `replay`, so that whatever the host does before adds to the time of the run.
+        x_T = x_T.detach() if x_T.requires_grad else x_T
+        values = self._values(rng, given) if self.rest else []
+        with self.lock, self.device:
             self.done.wait()  # for the last call, which may be on another stream
-            for slot, value in zip(_leaves(self.slots), _leaves(values), strict=True):
+            self.x.copy_(x_T)
+            for slot, value in zip(self.rest, values, strict=True):
                 slot.copy_(value)
             self.graph.replay()
             x_0 = self.x_0.clone()
             self.done.record()
         return x_0
 
+    def _values(self, rng: Any, given: Any) -> list[Tensor]:
+        noise = _drawn(self.plan, self.x, rng)
+        return [*([] if noise is None else [noise]), *_given_inputs(given, self.inputs, self.x.device)]
 
-def _graph(loop: Loop, *slots: Any) -> _Graph:
+
+def _graph(loop: Loop, inputs: Any, *slots: Any) -> _Graph:
     kept, graph, device = Kept(), torch.cuda.CUDAGraph(), slots[0].device
+    loop = replace(loop, backend=fusing(loop.backend, device))
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -171,7 +196,9 @@ def _graph(loop: Loop, *slots: Any) -> _Graph:
         except Exception:
             generator.graphsafe_set_state(before)  # a capture that failed leaves it waiting for a graph
             raise
-        return _Graph(graph, slots, x_0, (loop, kept), Lock(), torch.cuda.Event())
+        x, *rest = _leaves(slots)
+        own = (loop, kept, slots)
+        return _Graph(graph, loop.plan, inputs, x, rest, x_0, own, torch.cuda.device(device), Lock(), torch.cuda.Event())
 
 
 @contextmanager
