@@ -55,4 +55,4 @@ package: .venv/dev .venv/package
 	@touch $@
 
 clean:
-	rm -rf .venv dist site report samples samples.png plan.json plan.png evaluation.json digit.png eights.png mask.png painted.png linear-demo.png
+	rm -rf .venv dist site report samples samples-ray samples-torchrun samples-jax samples.png plan.json plan.png evaluation.json digit.png eights.png mask.png painted.png linear-demo.png

@@ -1,19 +1,24 @@
-"""What the shards of `deis generate` cost: against the plain loop of the same network, and by themselves.
+"""What the shards of `deis generate` cost: beside the plain loop of the same network, by themselves, on Ray, and after a kill.
 
-python -m benchmarks.generate [--num 512] [--rounds 3] [--batch 64] [--device cuda]
+python -m benchmarks.generate [--parts network free ray kill] [--num 512] [--rounds 3] [--batch 64] [--device cuda]
 
-Part one: samples of the bundled MNIST model by a plan of ten evaluations, a batch a shard, one thread for the network; the loop
-calls `deis.sample` and keeps nothing but the last batch. The rounds take turns, and the median of each ratio to the loop of the
-same round is printed: of the seconds of the processor, those of all threads together, and of the wall.
-
-Part two: a network that costs nothing, whose samples are noise, the worst case for PNG; so what is left is the drawing of noise,
-the packing and the writing to the disk.
+network    samples of the bundled MNIST model by a plan of ten evaluations, a batch a shard, one thread for the network; the loop
+           calls `deis.sample` and keeps nothing but the last batch. The rounds take turns, and the median of each ratio to the
+           loop of the same round is printed: of the seconds of the processor, those of all threads together, and of the wall.
+free       a network that costs nothing, whose samples are noise, the worst case for PNG; so what is left is the drawing of noise,
+           the packing and the writing to the disk.
+ray        the same samples by one process, which has every core, and by four Ray workers of one thread each, from the first
+           shard to the last; how long Ray takes to start stands beside it.
+kill       `deis generate` is killed by SIGKILL after its second shard and started again: seconds until the next shard is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -54,14 +59,8 @@ def in_turns(
         times["loop"].append(timed(partial(plain, model, plan, num, batch, device)))
         for kind in FORMATS:
             with tempfile.TemporaryDirectory() as folder:
-                settings: dict[str, Any] = {
-                    "model": model,
-                    "plan": plan,
-                    "format": kind,
-                    "shard": batch,
-                    "batch": batch,
-                    "device": device,
-                }
+                settings: dict[str, Any] = {"model": model, "plan": plan, "format": kind}
+                settings |= {"shard": batch, "batch": batch, "device": device}
                 times[kind].append(timed(partial(deis.generate, Path(folder) / "samples", num, **settings)))
     return times
 
@@ -77,19 +76,78 @@ def report(name: str, num: int, times: dict[str, list[tuple[float, float]]]) -> 
         )
 
 
+def on_ray(num: int, batch: int) -> None:
+    """Print images per second of one process with all cores, and of four Ray workers."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=40)
+    plan = deis.load_model().plan(10)
+    for name, engine in (("one process", {}), ("four Ray workers", {"engine": "ray", "workers": 4})):
+        with tempfile.TemporaryDirectory() as folder:
+            out, start = Path(folder) / "samples", time.perf_counter()
+            watcher = Watcher(out, num // batch)
+            deis.generate(out, num, plan=plan, format="npz", shard=batch, batch=batch, **engine)  # type: ignore[arg-type]
+            watcher.join()
+        done = np.array(watcher.done)
+        pace = batch * (len(done) - 1) / (done[-1] - done[0])
+        print(
+            f"{name}: {pace:.1f} images per second, the first shard after {done[0] - start:.1f} s, all in {done[-1] - start:.1f} s"
+        )
+    ray.shutdown()
+
+
+class Watcher(threading.Thread):
+    """Notes when each shard is done."""
+
+    def __init__(self, out: Path, shards: int) -> None:
+        super().__init__()
+        self.out, self.shards, self.done = out, shards, list[float]()
+        self.start()
+
+    def run(self) -> None:
+        while len(self.done) < self.shards:
+            found = len(list((self.out / "records").glob("*.json")))
+            self.done += [time.perf_counter()] * (found - len(self.done))
+            time.sleep(0.005)
+
+
+def after_a_kill(rounds: int) -> None:
+    """Print how long a run that was killed takes until its next shard."""
+    found = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "samples"
+            command = [sys.executable, "-m", "deis", "generate", "--num", "2000", "--nfe", "10", "--shard", "16", "--out", str(out)]
+            for shards in (2, 3):
+                start, run = time.perf_counter(), subprocess.Popen(command, stderr=subprocess.DEVNULL)
+                watcher = Watcher(out, shards)
+                watcher.join()
+                run.kill()
+                run.wait()
+            found.append(watcher.done[-1] - start)
+    print(f"killed and started again: {np.median(found):.1f} s until the next shard of 16 ({np.round(found, 1)})")
+
+
 def main() -> None:
+    parts = ["network", "free", "ray", "kill"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=parts[:2], choices=parts)
     parser.add_argument("--num", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if "ray" in arguments.parts:
+        on_ray(arguments.num, arguments.batch)
+    if "kill" in arguments.parts:
+        after_a_kill(arguments.rounds)
     torch.set_num_threads(1)
     settings = (arguments.rounds, arguments.batch, arguments.device)
     network = deis.load_model(device=arguments.device)
-    times = in_turns(network, network.plan(10), arguments.num, *settings)
-    report("the MNIST model, ten evaluations", arguments.num, times)
-    for side in (32, 64):
+    if "network" in arguments.parts:
+        times = in_turns(network, network.plan(10), arguments.num, *settings)
+        report("the MNIST model, ten evaluations", arguments.num, times)
+    for side in (32, 64) if "free" in arguments.parts else ():
         free = deis.Pretrained(lambda x, t, labels: 0 * x, network.sde, "eps", (3, side, side), None, None, 1.0)
         plan = deis.make_plan(network.sde, "ddim", 1)
         report(f"no network, 3 x {side} x {side}", 1024, in_turns(free, plan, 1024, *settings))

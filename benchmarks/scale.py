@@ -1,11 +1,11 @@
 """What a million and a billion samples cost, on paper: a small simulation with measured inputs, and plain formulas.
 
-python -m benchmarks.scale_inputs         # measures the inputs, see there
+python -m benchmarks.scale_inputs         # measures what this project adds, see there
+python -m benchmarks.dit --batches 64     # measures a sample of DiT-XL/2, on an H100
 python -m benchmarks.scale simulate       # a minute; needs SimPy: writes benchmarks/results/scale.csv
 python -m benchmarks.scale report > docs/scale.md
 
-Measured is what this project adds to the network's own time. The step of a large
-network on a GPU, the life of a GPU and the speed of a store are assumptions, with their sources on the page.
+The life of a GPU and the speed of a store are assumptions, with their sources on the page.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from .pages import measured
 from .scale_inputs import INPUTS
 
 RESULTS = Path(__file__).parent / "results" / "scale.csv"
-CALLS, GUIDED = 10, 2
-MULTIPLY_ADDS, PEAK, USED = 118.6e9, 989e12, 0.4
-SAMPLE = CALLS * GUIDED * 2 * MULTIPLY_ADDS / (PEAK * USED)  # seconds of a GPU
+DIT = next(row for row in measured(RESULTS.with_name("dit.csv")) if row["way"] == "cuda graph")
+SAMPLE = float(DIT["ms_per_sample"]) / 1e3  # seconds of a GPU
 BYTES = 3 * 256 * 256
 LIFE = 54 * 24 * 3600.0 * 16384 / 419  # seconds of a GPU between two failures
 STORE = 20e9  # bytes a second, for all workers together
@@ -161,6 +160,8 @@ def report() -> None:
     print(
         _BODY.format(
             **value,
+            dit=DIT,
+            sample=SAMPLE * 1e3,
             HEARTBEAT=HEARTBEAT,
             day=next(iter(rows.values()))["date"],
             driver=driver,
@@ -187,10 +188,10 @@ def _shown(text: str) -> str:
 
 _HEAD = """# A million samples, and a billion
 
-On paper: what many samples cost, where each engine stops to scale, and what a failure costs. The assumed network is DiT-XL/2 at
-256 x 256 with guidance, ten steps on an H100: {sample:.1f} milliseconds of the GPU for a sample. So **a million samples take
-{million:.1f} GPU hours, and a billion {billion:,.0f}**. The rest costs a percent or two, as long as there are many more shards than
-GPUs and the store keeps up.
+On paper: what many samples cost, where each engine stops to scale, and what a failure costs. The network is DiT-XL/2 at 256 x 256
+with guidance, without its decoder. Ten calls of it take {sample:.1f} milliseconds of an H100 for a sample, so **a million samples
+take {million:.1f} GPU hours, and a billion {billion:,.0f}**. The rest costs a percent or two, as long as there are many more shards
+than GPUs and the store keeps up.
 
 | samples | engine | GPUs | shard | life of a GPU, h | hours | GPU hours | share that samples | failures | GPU hours lost | writes |
 |---|---|---|---|---|---|---|---|---|---|---|"""
@@ -237,14 +238,13 @@ every three minutes. There take Ray, or shards of a tenth: `ranks` and `jax` los
 | from the death of a Ray worker until another has the model | {replace:.0f} s | measured |
 | a shard of 64 MiB to the disk | {write_mb:.0f} MB/s | measured |
 | two Ray workers against one, shards a second | {scaling:.2f} | measured, on two cores |
-| a call of DiT-XL/2 | 118.6 billion multiply-adds | Peebles and Xie, arXiv 2212.09748 |
-| an H100 | 989 TFLOP/s in bfloat16, of which 40 % are used | NVIDIA's data sheet; the share is a guess |
+| ten guided calls of DiT-XL/2 in bfloat16, 64 samples at a time | {sample:.1f} ms a sample, {dit[tflops]} TFLOP/s | measured, see below |
 | the life of a GPU | {life_hours:,.0f} hours: 419 failures of 16,384 in 54 days | Llama 3, arXiv 2407.21783 |
 | the store | 20 GB/s for all together | a guess; an object store takes 3,500 writes a second for each prefix (AWS) |
 
-Measured on {day} on two virtual cores of an x86 CPU that were busy with other work (a load of {load:.0f}), so the seconds of
-the wall are several times those of an idle machine. Four workers were not timed: there were two cores. (`python -m
-benchmarks.scale_inputs`)"""
+DiT-XL/2 was measured on {dit[date]} on an {dit[device]}, with random weights (`python -m benchmarks.dit --batches 64`). All
+else was measured on {day} on two virtual cores of an x86 CPU, with a load of {load:.1f} by the measurements themselves.
+A worker on a GPU machine loads a network that is larger, from disks that are faster. (`python -m benchmarks.scale_inputs`)"""
 
 
 def main() -> None:
