@@ -238,7 +238,7 @@ every three minutes. There take Ray, or shards of a tenth: `ranks` and `jax` los
 | from the death of a Ray worker until another has the model | {replace:.0f} s | measured |
 | a shard of 64 MiB to the disk | {write_mb:.0f} MB/s | measured |
 | two Ray workers against one, shards a second | {scaling:.2f} | measured, on two cores |
-| ten guided calls of DiT-XL/2 in bfloat16, 64 samples at a time | {sample:.1f} ms a sample, {dit[tflops]} TFLOP/s | measured, see below |
+| ten guided calls of DiT-XL/2 in bfloat16, 64 at a time | {sample:.1f} ms a sample, {dit[tflops]} TFLOP/s | measured |
 | the life of a GPU | {life_hours:,.0f} hours: 419 failures of 16,384 in 54 days | Llama 3, arXiv 2407.21783 |
 | the store | 20 GB/s for all together | a guess; an object store takes 3,500 writes a second for each prefix (AWS) |
 
