@@ -127,6 +127,9 @@ def free_port() -> int:
 # Ray
 
 
+ON_RAY = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Ray forks; JAX, where other tests have loaded it, warns
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Start a cluster of four cores on this machine."""
@@ -148,6 +151,7 @@ def workers_of_ray() -> list[psutil.Process]:
 
 
 @pytest.mark.ray
+@ON_RAY
 def test_a_worker_of_four_is_killed_and_its_shards_are_made_again(cluster: Any, alone: Path, tmp_path: Path) -> None:
     out, killed = tmp_path / "out", list[int]()
 
@@ -183,6 +187,7 @@ def work(hired: type, count: int, workers: int, done: Callable[[Any], None] = la
 
 
 @pytest.mark.ray
+@ON_RAY
 def test_workers_that_join_later_get_work(cluster: Any, tmp_path: Path) -> None:
     joined, first, made = tmp_path / "joined", cluster.head_node.node_id, list[int]()
 
@@ -218,6 +223,7 @@ def test_workers_that_join_later_get_work(cluster: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@ON_RAY
 def test_a_shard_that_ends_every_worker_is_told(cluster: Any) -> None:
     class Dies:
         def __init__(self, job: Job) -> None: ...
@@ -234,6 +240,7 @@ def test_a_shard_that_ends_every_worker_is_told(cluster: Any) -> None:
 
 
 @pytest.mark.ray
+@ON_RAY
 def test_the_error_of_a_worker_is_raised_as_it_was(cluster: Any) -> None:
     class Fails:
         def __init__(self, job: Job) -> None: ...

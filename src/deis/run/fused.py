@@ -41,7 +41,7 @@ def _combine(c_x: Any, x: Tensor, c_p: Sequence[Any], history: Sequence[Tensor])
 
 
 def _add_up(total: Sum, x: Tensor, c_p: Any, history: Sequence[Tensor]) -> Tensor:
-    """Return what `deis.backends.torch.add_up` returns, bit for bit, as a network in TF32 makes a thousandth of a last bit."""
+    """Return what `deis.backends.torch.add_up` returns, bit for bit: a network in TF32 would make a thousandth of a last bit."""
     if len(total) < 2:
         return add_up(total, x, c_p, history)
     states = (x, *history)
