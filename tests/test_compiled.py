@@ -412,3 +412,9 @@ def test_where_nothing_can_be_fused_the_backend_stays_as_it_is(monkeypatch: pyte
     monkeypatch.delattr(torch.cuda.jiterator, "_create_jit_fn")
     fused._kernel.cache_clear()
     assert fusing(BACKEND, torch.device("cpu")) is BACKEND
+
+
+def test_an_array_of_numpy_is_not_one_of_jax() -> None:
+    compiled = deis.compile(PLAN, net, jnp.asarray(X_T))
+    with pytest.raises(TypeError, match="x_T is a ndarray, and another framework was compiled for"):
+        compiled(X_T)
