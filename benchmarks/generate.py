@@ -18,7 +18,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +30,8 @@ import torch
 import deis
 from deis.draws import drawn
 from deis.generation.formats import FORMATS
+
+from .scale_inputs import Watcher, ray_of
 
 
 def plain(model: deis.Pretrained, plan: deis.Plan, num: int, batch: int, device: str) -> None:
@@ -78,37 +79,16 @@ def report(name: str, num: int, times: dict[str, list[tuple[float, float]]]) -> 
 
 def on_ray(num: int, batch: int) -> None:
     """Print images per second of one process with all cores, and of four Ray workers."""
-    import ray
-
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=40)
     plan = deis.load_model().plan(10)
     for name, engine in (("one process", {}), ("four Ray workers", {"engine": "ray", "workers": 4})):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ray_of(4):
             out, start = Path(folder) / "samples", time.perf_counter()
             watcher = Watcher(out, num // batch)
             deis.generate(out, num, plan=plan, format="npz", shard=batch, batch=batch, **engine)  # type: ignore[arg-type]
             watcher.join()
         done = np.array(watcher.done)
-        pace = batch * (len(done) - 1) / (done[-1] - done[0])
-        print(
-            f"{name}: {pace:.1f} images per second, the first shard after {done[0] - start:.1f} s, all in {done[-1] - start:.1f} s"
-        )
-    ray.shutdown()
-
-
-class Watcher(threading.Thread):
-    """Notes when each shard is done."""
-
-    def __init__(self, out: Path, shards: int) -> None:
-        super().__init__()
-        self.out, self.shards, self.done = out, shards, list[float]()
-        self.start()
-
-    def run(self) -> None:
-        while len(self.done) < self.shards:
-            found = len(list((self.out / "records").glob("*.json")))
-            self.done += [time.perf_counter()] * (found - len(self.done))
-            time.sleep(0.005)
+        pace, seconds = batch * (len(done) - 1) / (done[-1] - done[0]), done - start
+        print(f"{name}: {pace:.1f} images per second, the first shard after {seconds[0]:.1f} s, all in {seconds[-1]:.1f} s")
 
 
 def after_a_kill(rounds: int) -> None:

@@ -80,26 +80,33 @@ def hand_out(workers: int = 2, shards: int = 2000) -> float:
 
 def ray_run(workers: int, num: int, killed: bool = False) -> tuple[list[float], float | None]:
     """Return when each shard of 8 samples was done, and how long after a worker was killed there were `workers` again."""
-    times, replaced = list[float](), list[float]()
+    replaced = list[float]()
     with tempfile.TemporaryDirectory() as folder, ray_of(workers):
         out = Path(folder, "out")
         killer = threading.Thread(target=_kill, args=(out, workers, replaced))
         if killed:
             killer.start()
-        watcher = threading.Thread(target=_watch, args=(out, num // 8, times))
-        watcher.start()
+        watcher = Watcher(out, num // 8)
         deis.generate(out, num, plan=deis.load_model().plan(10), shard=8, engine="ray", workers=workers, format="npz")
         watcher.join()
         if killed:
             killer.join()
-    return times, replaced[0] if replaced else None
+    return watcher.done, replaced[0] if replaced else None
 
 
-def _watch(out: Path, shards: int, times: list[float]) -> None:
-    while len(times) < shards:
-        found = len(list(out.glob("records/*.json")))
-        times += [time.perf_counter()] * (found - len(times))
-        time.sleep(0.005)
+class Watcher(threading.Thread):
+    """Notes when each shard is done."""
+
+    def __init__(self, out: Path, shards: int) -> None:
+        super().__init__()
+        self.out, self.shards, self.done = out, shards, list[float]()
+        self.start()
+
+    def run(self) -> None:
+        while len(self.done) < self.shards:
+            found = len(list((self.out / "records").glob("*.json")))
+            self.done += [time.perf_counter()] * (found - len(self.done))
+            time.sleep(0.005)
 
 
 def _kill(out: Path, workers: int, replaced: list[float]) -> None:

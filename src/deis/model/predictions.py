@@ -211,11 +211,12 @@ def convert(m: Any, x: Any, row: Sequence[Any], threshold: Callable[[Any], Any] 
 
 def _linear(m: Any, x: Any, c_x: Any, c_m: Any, combine: Combine[Any] | None = None) -> Any:
     """Return c_x x + c_m m; m itself where the numbers say so."""
-    if not isinstance(c_x, float):
-        return c_x * x + c_m * m
-    if (c_x, c_m) == (0.0, 1.0):
-        return m
-    return c_x * x + c_m * m if combine is None else combine(c_x, x, (c_m,), (m,))
+    if isinstance(c_x, float):
+        if (c_x, c_m) == (0.0, 1.0):
+            return m
+        if combine is not None:
+            return combine(c_x, x, (c_m,), (m,))
+    return c_x * x + c_m * m
 
 
 def evaluate(model: Callable[[Any, Any], Any], x: Any, t: Any, level: Any) -> Any:
